@@ -243,6 +243,47 @@ with shmpar.Pool(1) as pool:
     )
 
 
+def test_a_worker_has_the_standard_streams_that_its_parent_has_closed() -> None:
+    """Text that a function prints to a closed stream is lost, and stops no later call."""
+    source = """
+        import os, shmpar
+        def speak(number):
+            for fd in (1, 2):
+                os.write(fd, b"a line of a library in C")
+            return [os.fstat(fd).st_rdev for fd in range(3)]
+        for fd in range(3):
+            os.close(fd)
+        with shmpar.Pool(1) as pool:
+            calls = [pool.submit(speak, number) for number in range(3)]
+            found = [call.result(timeout=10) for call in calls]
+        null = os.stat(os.devnull).st_rdev
+        assert found == 3 * [3 * [null]], found
+        assert [os.fstat(fd).st_rdev for fd in range(3)] == 3 * [null]
+    """
+    done = run_python(source)
+    assert done.returncode == 0
+
+
+def test_nothing_that_is_received_is_a_standard_stream() -> None:
+    """Text printed to a stream that was closed meanwhile is written to no result or argument."""
+    source = """
+        import contextlib, os, numpy as np, shmpar
+        def speak(values):
+            with contextlib.suppress(OSError):
+                os.write(1, b"a line of a library in C")
+            return values + 1
+        with shmpar.Pool(1) as pool:
+            pool.submit(os.close, 1).result()
+            os.close(1)
+            first = pool.submit(speak, np.zeros(40_000)).result()
+            assert (pool.submit(speak, first).result() == 2).all()
+            speak(0)
+            assert (first == 1).all()
+    """
+    done = run_python(source)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
 def test_no_array_is_a_standard_stream() -> None:
     """Text printed to a closed stream is lost, and never written to an array."""
     source = """

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import copy
 import dataclasses
 import gc
 import pickle
 import threading
+import time
 import typing
 import weakref
 from collections.abc import Callable
@@ -71,6 +73,44 @@ def test_objects_without_a_copy_stay_themselves() -> None:
         (again,) = pool.parallel_map(lambda _: loop, range(1), dtype=object)
         assert again is not loop
         assert again[1] is again
+
+
+@pytest.mark.parametrize("engine", ["threads", "serial"])
+def test_objects_that_are_too_deep_for_a_copy_stay_themselves(engine: str) -> None:
+    """A list of lists of lists is no failure of the function that returned it."""
+    deep: list[Any] = []
+    for _ in range(3_000):
+        deep = [deep]
+    with shmpar.Pool(1, engine=engine) as pool:
+        (found,) = pool.parallel_map(lambda _: deep, range(1))
+    depth = 0
+    while found:
+        (found,), depth = found, depth + 1
+    assert depth == 3_000
+
+
+class Slow:
+    """A result that takes longer to load than to compute."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return time.sleep, (0.005,)
+
+
+def compute_slow(_: int) -> Slow:
+    """Return a result after a millisecond."""
+    time.sleep(0.001)
+    return Slow()
+
+
+def test_results_that_load_slowly_do_not_hold_up_a_cancel() -> None:
+    """A worker that returns results faster than they load leaves time for requests."""
+    with shmpar.Pool(1) as pool:
+        run = pool.parallel_map(compute_slow, range(1_000), wait=False)
+        next(run.completed())
+        run.cancel()
+        with pytest.raises(concurrent.futures.CancelledError):
+            run.result()
+        assert run.progress[0] < 1_000
 
 
 def test_shared_arrays_in_results_stay_shared(pool: shmpar.Pool) -> None:

@@ -118,6 +118,29 @@ def test_a_failed_call_is_released_without_the_collector(engine: str) -> None:
             gc.enable()
 
 
+def test_the_end_of_a_worker_is_noticed_without_waitid() -> None:
+    """Python has no waitid on macOS before 3.13, and no pidfd either."""
+    done = run_python(
+        """
+        import os
+        del os.waitid, os.WEXITED, os.WNOWAIT, os.pidfd_open
+        import shmpar
+
+        def die_at_2(number):
+            return os._exit(3) if number == 2 else number
+
+        with shmpar.Pool(1, retries=0) as pool:
+            try:
+                pool.parallel_map(die_at_2, range(4))
+            except shmpar.WorkerDied as error:
+                print(error.exitcode)
+            print(pool.parallel_map(abs, range(2)))
+        """,
+        timeout=20,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("3\n[0, 1]\n", "", 0)
+
+
 def test_a_worker_that_hides_without_a_pidfd_is_ended() -> None:
     """Without pidfd_open, a worker that closes its socket and lives does not stop the pool."""
     source = """

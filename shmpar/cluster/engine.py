@@ -64,7 +64,7 @@ from shmpar.cluster.transport import (
     memory_address,
     memory_of,
 )
-from shmpar.engines.engine import ActivePlan, Exit, Generation, WithoutProcesses, take_back
+from shmpar.engines.engine import ActivePlan, Engine, Exit, Generation, take_back
 from shmpar.engines.packing import State, pack_function, unpack_error
 from shmpar.errors import HostsLost, ShmparError, summarize
 from shmpar.ipc import protocol
@@ -85,7 +85,7 @@ _INNOCENT = -1  # no run has this number: a lane that was lost for no fault of i
 _SUSPECTS = 32  # Why: more chunks of a lost host are tried in groups at first
 
 
-class ClusterEngine(WithoutProcesses):
+class ClusterEngine(Engine):
     """Lanes of hosts.
 
     Parameters

@@ -298,7 +298,7 @@ class ActivePlan:
 
 
 class Engine(Protocol):
-    """Runs plans on its workers.
+    """Runs plans on its workers; the defaults are those of an engine without processes here.
 
     Attributes
     ----------
@@ -314,11 +314,12 @@ class Engine(Protocol):
 
     name: str
     workers: int
-    slab: Slab | None
-    remote: bool
+    slab: Slab | None = None
+    remote: bool = False
 
     def pids(self) -> list[int]:
-        """Return the process ids of the workers that are up; none for threads."""
+        """Return the process ids of the workers that are up; none for threads and hosts."""
+        return []
 
     def prepare(self, plan: Plan, function: Function, arrays: list[Array], *, frozen: bool) -> Any:
         """Make a run ready to be sent: pickle the function, copy inputs into shared memory.
@@ -341,25 +342,31 @@ class Engine(Protocol):
         """Make a call ready to be sent; raises `PlanError` if it cannot be pickled."""
 
     def segments(self) -> list[Segment]:
-        """Return the segments that other processes map; none for threads."""
+        """Return the segments that other processes map; hosts have copies of their own."""
+        return []
 
     def wake(self) -> None:
         """End the owner's :meth:`wait`."""
 
     def bytes_to_copy(self, arrays: Sequence[Array]) -> list[int]:
-        """Return the bytes of each input that :meth:`prepare` has to copy."""
+        """Return the bytes of each input that :meth:`prepare` copies; hosts make their copies."""
+        return []
 
     def ledger(self, chunks: int) -> Ledger:
-        """Return a zeroed ledger that all workers can write."""
+        """Return a zeroed ledger that all workers can write: in plain memory if they are here."""
+        buffer = bytearray(Ledger.nbytes(workers=self.workers, chunks=chunks))
+        return Ledger(buffer, workers=self.workers, chunks=chunks)
 
     def tickets(self) -> Tickets:
         """Return a counter at 0 from which all workers can claim."""
 
     def order(self, plan: Plan, todo: tuple[int, ...] | None) -> tuple[int, ...] | None:
         """Return the chunks of a run in the order of their tickets; None is the whole grid."""
+        return todo  # Why: to workers on this machine, all chunks are equally near.
 
     def end_idle(self) -> None:
         """Note that a run or a call comes after a time without any."""
+        return
 
     def open(self, active: ActivePlan) -> list[int]:
         """Make ready for a run; return the workers that are up."""
@@ -381,12 +388,15 @@ class Engine(Protocol):
 
     def worker_ahead(self, prepared: Any, without: Container[int | None]) -> int | None:
         """Return a worker with a call that can be given this one next, None if there is none."""
+        return None  # Why: a thread is soon free, and a host keeps no call for later.
 
     def has_plan(self, worker: int) -> bool:
         """Return whether a call waits at a worker for a plan, and can be withdrawn meanwhile."""
+        return False
 
     def in_calls(self) -> list[int]:
         """Return the workers that have begun a call, and so compute for no run."""
+        return []  # Why: a thread is not killed, and a lane is killed for its own span alone.
 
     def call(self, worker: int, number: int, prepared: Any, more: tuple[Any, ...] = ()) -> None:
         """Give a call to a free worker, or its next one; `CallFinished` reports its end.
@@ -405,15 +415,19 @@ class Engine(Protocol):
         stop : bool
             End a call over items before its next items, if the worker is a process.
         """
+        return []
 
     def kill(self, worker: int, run: int) -> None:
-        """Kill a worker for a run."""
+        """Kill a worker for a run; a thread cannot be killed."""
+        return
 
     def restart(self) -> None:
-        """Replace the workers when they have done the work that they have."""
+        """Replace worker processes when they have done the work that they have."""
+        return
 
     def replace(self, worker: int) -> None:
-        """Start a successor of a lost worker."""
+        """Start a successor of a lost worker; a thread is never lost, and hosts come unasked."""
+        return
 
     def wait(self, timeout: float | None) -> list[Event]:
         """Wait for events, for :meth:`wake`, or for `timeout` seconds; return the events."""
@@ -428,48 +442,3 @@ def take_back(queue: deque[tuple[ActivePlan, Generation]], active: ActivePlan) -
     for item in mine:
         queue.remove(item)
     return [generation for _, generation in mine]
-
-
-class WithoutProcesses:
-    """The parts of an engine that has no worker processes of its own on this machine."""
-
-    slab: Slab | None = None
-    workers = 1
-
-    def pids(self) -> list[int]:
-        """Return none: the workers are no processes, or are on hosts."""
-        return []
-
-    def segments(self) -> list[Segment]:
-        """Return none: no other process maps any, or hosts have copies of their own."""
-        return []
-
-    def bytes_to_copy(self, arrays: Sequence[Array]) -> list[int]:
-        """Return none: the inputs are in this process, or hosts make the copies."""
-        return []
-
-    def ledger(self, chunks: int) -> Ledger:
-        """Return a ledger in plain memory: only this process writes it."""
-        buffer = bytearray(Ledger.nbytes(workers=self.workers, chunks=chunks))
-        return Ledger(buffer, workers=self.workers, chunks=chunks)
-
-    def end_idle(self) -> None:
-        """Do nothing: the workers are there."""
-
-    def worker_ahead(self, prepared: Any, without: Container[int | None]) -> int | None:
-        """Return None: a thread is soon free, and a host keeps no call for later."""
-        return None
-
-    def has_plan(self, worker: int) -> bool:
-        """Return False: no call is withdrawn for the plan of a run."""
-        return False
-
-    def in_calls(self) -> list[int]:
-        """Return none: a thread is not killed, and a lane is killed for its own span alone."""
-        return []
-
-    def restart(self) -> None:
-        """Do nothing: there is no process to replace."""
-
-    def replace(self, worker: int) -> None:
-        """Do nothing: a thread never dies alone, and another engine replaces its hosts."""

@@ -133,7 +133,7 @@ class Launched:
 
         That also works if this process may not signal it since a setuid.
         """
-        if not self._is_child():
+        if self._exited() is None:
             return
         try:
             self._signal(os.killpg)
@@ -146,14 +146,8 @@ class Launched:
                 os.close(write)
 
     def has_exited(self) -> bool:
-        """Return True if the process is gone; it is not reaped."""
-        if self.process.returncode is not None:
-            return True
-        try:
-            how = os.WEXITED | os.WNOWAIT | os.WNOHANG
-            return os.waitid(os.P_PID, self.process.pid, how) is not None
-        except ChildProcessError:
-            return True
+        """Return True if the process is gone."""
+        return self._exited() is not False
 
     def wait(self, deadline: float | None = None) -> int | None:
         """Reap the process and end its group; kill both at `deadline`, of the monotonic clock.
@@ -167,11 +161,12 @@ class Launched:
         if deadline is not None:
             self._await_exit(deadline)
             self.kill()
-        known = self._is_child(wait=True)
-        if known:
+        exited = self._exited(wait=True)
+        if exited:
             # Why now: the number of the group is the process's own. After a setuid it may refuse.
             with contextlib.suppress(PermissionError):
                 self._signal(os.killpg)
+        known = exited or self.process.returncode is not None
         code = self.process.wait()
         return code if known else None
 
@@ -182,18 +177,24 @@ class Launched:
             poll.poll(max(0.0, 1000 * (deadline - time.monotonic())))
             return
         while time.monotonic() < deadline and not self.has_exited():
-            time.sleep(_LOOK_SECONDS)  # Why: this system tells of no exit but to waitid.
+            time.sleep(_LOOK_SECONDS)  # Why: this system tells of no exit unless it is asked.
 
-    def _is_child(self, *, wait: bool = False) -> bool:
-        """Return whether the process, or its exit status, is there: its number is not reused."""
-        if self.process.returncode is not None or not hasattr(os, "waitid"):
-            return self.process.returncode is None
-        try:
+    def _exited(self, *, wait: bool = False) -> bool | None:
+        """Return whether the process has exited; None if its number may be another's by now."""
+        if self.process.returncode is not None:
+            return None
+
+        def look() -> bool:
             how = os.WEXITED | os.WNOWAIT | (0 if wait else os.WNOHANG)
-            os.waitid(os.P_PID, self.process.pid, how)
-        except ChildProcessError:
-            return False
-        return True
+            return os.waitid(os.P_PID, self.process.pid, how) is not None
+
+        def reap() -> bool | None:
+            code = self.process.wait() if wait else self.process.poll()
+            return False if code is None else None
+
+        with contextlib.suppress(ChildProcessError):
+            return system.attempt("waitid", look, reap)
+        return None
 
     def _signal(self, kill: Callable[[int, int], None]) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -258,30 +259,28 @@ class Launcher:
 
     def _start(self, number: int) -> Launched:
         """Start a process, or leave nothing open and no process running."""
+        limits.keep_standard_streams()  # Why: the worker inherits them.
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
-
-            def own(fd: int, end: contextlib.ExitStack) -> int:
-                fd = _above_standard(fd)
-                end.callback(os.close, fd)
-                return fd
-
             near, far = Wire.pair()
             ours.callback(near.close)
-            sock = own(far.detach(), theirs)
+            theirs.callback(far.close)
             # Invariant: this process keeps the read ends, under lower numbers. The worker's ends
             # are the same open files, which therefore ask for the signal even after the user's
             # function has closed them. At the exit of this process the kernel closes the files of
             # higher numbers first, and sends the signal while the lower ones are open.
-            read, write = os.pipe()
-            reads, write = [own(read, ours)], own(write, theirs)
+            read, low = os.pipe()
+            reads = [read]
+            ours.callback(os.close, read)
+            theirs.callback(os.close, low)
             with contextlib.suppress(FileNotFoundError):  # /proc is not mounted
                 # Why: an open file has one owner, and the worker and its group are two.
-                group = os.open(f"/proc/self/fd/{reads[0]}", os.O_RDONLY | os.O_CLOEXEC)
-                reads.append(own(group, ours))
-            write = own(_duplicate_above(max(reads), write), ours)
+                reads.append(os.open(f"/proc/self/fd/{read}", os.O_RDONLY | os.O_CLOEXEC))
+                ours.callback(os.close, reads[-1])
+            write = _duplicate_above(max(reads), low)
+            ours.callback(os.close, write)
             path = [] if self.own_path else search_path(self.behind)
             near.send(b"\0".join([os.fsencode(_PACKAGE), *path]))
-            process = self._execute(sock, number, reads, _arguments())
+            process = self._execute(far.fileno(), number, reads, _arguments())
             ours.callback(process.wait)
             ours.callback(process.kill)
             pidfd = _pidfd(process.pid)
@@ -436,11 +435,3 @@ def _duplicate_above(lower: int, fd: int) -> int:
         if error.errno == errno.EINVAL:  # Why: the kernel says so if the limit is lower.
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
         raise
-
-
-def _above_standard(fd: int) -> int:
-    """Return the descriptor, or a duplicate above 2 if the parent lacks standard streams."""
-    if fd > 2:  # noqa: PLR2004 - stdin, stdout, stderr
-        return fd
-    with contextlib.closing(os.fdopen(fd, "rb", 0)):
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)

@@ -18,12 +18,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from shmpar.arrays import SharedArray
-from shmpar.engines.engine import ActivePlan, Generation, WithoutProcesses
+from shmpar.engines.engine import ActivePlan, Engine, Generation, take_back
 from shmpar.errors import StoreError
 from shmpar.ipc import protocol
 from shmpar.ipc.tickets import Tickets, new_tickets
@@ -39,20 +40,15 @@ from shmpar.worker.loop import work
 
 Array = np.ndarray[Any, Any]
 Initialization = tuple[Callable[..., object], tuple[Any, ...]]
+CallersErrors = Callable[[], np.errstate]
 
 TURN_SECONDS = 0.1  # the serial engine works for so long before it reports
 
 
-class CallersErrors:
-    """NumPy's error handling of the thread that made a call, for the thread that runs it."""
-
-    def __init__(self) -> None:
-        self._kinds = np.geterr()
-        self._call: Any = np.geterrcall()
-
-    def applied(self) -> np.errstate:
-        """Return a context manager that applies it."""
-        return np.errstate(call=self._call, **self._kinds)
+def callers_errors() -> CallersErrors:
+    """Return a function that makes a context manager with this thread's error handling of NumPy."""
+    call: Any = np.geterrcall()
+    return partial(np.errstate, call=call, **np.geterr())
 
 
 class Initializer:
@@ -80,24 +76,29 @@ class Initializer:
             # Lock: a caller's thread and the pool thread of a serial pool may come at once. The
             # initializer does not wait for the pool: its own calls run in its thread.
             with self._once, inside_worker():
-                self._run_once()
+                if self._call is not None:
+                    self._run_once(*self._call)
+                    self._call = None
         check(self.broken)
 
-    def _run_once(self) -> None:
-        if self._call is not None:
-            initializer, arguments = self._call
-            try:
-                initializer(*arguments)
-                exit_if_forked()
-            except BaseException as error:
-                exit_if_forked(error)
-                from shmpar.engines.packing import initializer_failed
+    def _run_once(self, initializer: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+        try:
+            initializer(*arguments)
+            exit_if_forked()
+        except BaseException as error:
+            exit_if_forked(error)
+            from shmpar.engines.packing import initializer_failed
 
-                main = threading.current_thread() is threading.main_thread()
-                if main and issubclass(type(error), KeyboardInterrupt):
-                    raise  # Why: the user has interrupted it; the next run calls it again.
-                self.broken = initializer_failed(error)
-            self._call = None
+            main = threading.current_thread() is threading.main_thread()
+            if main and issubclass(type(error), KeyboardInterrupt):
+                raise  # Why: the user has interrupted it; the next run calls it again.
+            self.broken = initializer_failed(error)
+
+
+def check(broken: BaseException | None) -> None:
+    """Raise the error of a failed initializer, if there is one."""
+    if broken is not None:
+        raise broken.with_traceback(None)
 
 
 def as_if_pickled(value: Any, memo: dict[int, Any]) -> Any:
@@ -121,19 +122,19 @@ def as_if_pickled(value: Any, memo: dict[int, Any]) -> Any:
         return value
     if id(value) in memo:
         return memo[id(value)]
-    if kind is list:
-        made = memo[id(value)] = []
-        made += [as_if_pickled(one, memo) for one in value]
-    elif kind is dict:
-        made = memo[id(value)] = {}
-        made.update({key: as_if_pickled(one, memo) for key, one in value.items()})
-    elif kind is tuple:
-        made = tuple([as_if_pickled(one, memo) for one in value])
-    else:
-        try:
+    try:
+        if kind is list:
+            made = memo[id(value)] = []
+            made += [as_if_pickled(one, memo) for one in value]
+        elif kind is dict:
+            made = memo[id(value)] = {}
+            made.update({key: as_if_pickled(one, memo) for key, one in value.items()})
+        elif kind is tuple:
+            made = tuple([as_if_pickled(one, memo) for one in value])
+        else:
             made = copy.deepcopy(value, memo)
-        except Exception:  # noqa: BLE001 - the user's object may raise anything
-            made = value
+    except Exception:  # noqa: BLE001 - the user's object may raise anything, or lie too deep
+        made = memo[id(value)] = value
     return made
 
 
@@ -143,16 +144,10 @@ def _protected(array: Any) -> Any:
     return protected(array)
 
 
-def check(broken: BaseException | None) -> None:
-    """Raise the error of a failed initializer, if there is one."""
-    if broken is not None:
-        raise broken.with_traceback(None)
-
-
 def bound_outputs(outputs: Sequence[Any] | None) -> Sequence[Any] | None:
     """Return outputs whose stores are open in this thread."""
-    if outputs is None or not any(isinstance(one, Store) for one in outputs):
-        return outputs
+    if outputs is None:
+        return None
     return [one.bound() if isinstance(one, Store) else one for one in outputs]
 
 
@@ -224,11 +219,18 @@ class LocalChannel:
         """Do nothing: no result is held back."""
 
 
-class LocalEngine(WithoutProcesses):
-    """The common parts of both engines."""
+class LocalEngine(Engine):
+    """The common parts of both engines.
 
-    remote = False
-    _broken: BaseException | None = None  # the error of a failed initializer
+    Parameters
+    ----------
+    initializers : sequence of Initializer
+        That of each worker.
+    """
+
+    def __init__(self, initializers: Sequence[Initializer]) -> None:
+        self._initializers = initializers
+        self.workers = len(initializers)
 
     def prepare(
         self, plan: Plan, function: Function, arrays: list[Array], *, frozen: bool
@@ -238,27 +240,21 @@ class LocalEngine(WithoutProcesses):
             if isinstance(array, np.ndarray):
                 locate(array)  # Why: it raises an error for a file that was truncated
         check(self._broken)
-        return CallersErrors()
+        return callers_errors()
 
     def prepare_call(self, call: Function) -> tuple[Function, CallersErrors]:
         """Take the caller's error handling too."""
         check(self._broken)
-        return call, CallersErrors()
+        return call, callers_errors()
+
+    @property
+    def _broken(self) -> BaseException | None:
+        """The error of an initializer that has failed."""
+        return next((one.broken for one in self._initializers if one.broken is not None), None)
 
     def tickets(self) -> Tickets:
         """Return a new counter."""
         return new_tickets()
-
-    def order(self, plan: Plan, todo: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        """Return the order as it is: all chunks are equally near."""
-        return todo
-
-    def withdraw(self, worker: int, *, stop: bool = False) -> list[int]:
-        """Return none: no call is given ahead."""
-        return []
-
-    def kill(self, worker: int, run: int) -> None:
-        """Do nothing: a thread cannot be killed."""
 
     def _assignment(self, active: ActivePlan, generation: Generation, worker: int) -> Assignment:
         """Bind a run to the memory of this process; inputs become read-only views."""
@@ -284,10 +280,16 @@ class LocalEngine(WithoutProcesses):
 _Prepared = tuple[Function, CallersErrors]
 
 
-def _finished(number: int, prepared: _Prepared, more: tuple[Any, ...]) -> protocol.CallFinished:
-    """Make a call; return its end."""
+def _finished(
+    initializer: Initializer, number: int, prepared: _Prepared, more: tuple[Any, ...]
+) -> protocol.CallFinished:
+    """Make a call, in a worker that is initialized; return its end."""
     call, errors = prepared
-    with inside_worker(), errors.applied():
+    try:
+        initializer.run()
+    except BaseException as error:  # noqa: BLE001 - the call is told
+        return protocol.CallFinished(number, error=error)
+    with inside_worker(), errors():
         try:
             value = call.call(*call.values, *more, **call.keywords)
             exit_if_forked()
@@ -312,7 +314,7 @@ class SerialEngine(LocalEngine):
     name = "serial"
 
     def __init__(self, initializer: Initializer, *, interruptible: bool = False) -> None:
-        self._initializer = initializer
+        super().__init__([initializer])
         self._interruptible = interruptible
         self._queue: deque[tuple[ActivePlan, Generation]] = deque()
         self._moved: dict[int, protocol.StoreTraffic] = {}  # from and to stores, in turns of runs
@@ -321,13 +323,9 @@ class SerialEngine(LocalEngine):
         # Why a SimpleQueue: its put is reentrant, so that any thread may wake the owner.
         self._awake = queue.SimpleQueue[None]()
 
-    @property
-    def _broken(self) -> BaseException | None:  # type: ignore[override]
-        return self._initializer.broken
-
     def open(self, active: ActivePlan) -> list[int]:
         """Call the initializer before the first run."""
-        self._initializer.run()
+        self._initializers[0].run()
         return [0]
 
     def assign(self, worker: int, active: ActivePlan, generation: Generation) -> None:
@@ -338,11 +336,9 @@ class SerialEngine(LocalEngine):
         """Take back the generations that are queued."""
         active.stopped = True
         self._moved.pop(active.number, None)
-        mine = [item for item in self._queue if item[0] is active]
-        for item in mine:
-            self._queue.remove(item)
         return [
-            protocol.CounterExhausted(0, active.number, generation.number) for _, generation in mine
+            protocol.CounterExhausted(0, active.number, generation.number)
+            for generation in take_back(self._queue, active)
         ]
 
     def close(self, active: ActivePlan) -> None:
@@ -365,7 +361,8 @@ class SerialEngine(LocalEngine):
         """Make the call, or work on the first generation of the queue for a turn."""
         if not self._events:
             if self._call is not None:
-                self._make_call()
+                call, self._call = self._call, None
+                self._events.append(_finished(self._initializers[0], *call))
             elif self._queue:
                 self._work()
             else:
@@ -384,17 +381,6 @@ class SerialEngine(LocalEngine):
         """End the owner's sleep."""
         self._awake.put(None)
 
-    def _make_call(self) -> None:
-        call, self._call = self._call, None
-        assert call is not None
-        number = call[0]
-        try:
-            self._initializer.run()
-        except BaseException as error:  # noqa: BLE001 - the call is told
-            self._events.append(protocol.CallFinished(number, error=error))
-        else:
-            self._events.append(_finished(*call))
-
     def _work(self) -> None:
         active, generation = item = self._queue.popleft()
         until, tell = time.monotonic() + TURN_SECONDS, self._events.append
@@ -411,7 +397,7 @@ class SerialEngine(LocalEngine):
             tell(protocol.PlanRejected(active.number, error.with_traceback(None)))
             tell(protocol.CounterExhausted(0, active.number, generation.number))
             return
-        with active.prepared.applied():
+        with active.prepared():
             exhausted, moved = traffic.counted(work, assignment, channel)
         before = self._moved.pop(active.number, protocol.NO_TRAFFIC)
         total = protocol.add_traffic(before, moved)
@@ -427,10 +413,8 @@ class SerialEngine(LocalEngine):
         drop_stores()
 
 
-_Plans = list[tuple[ActivePlan, Generation]]  # of one plan; emptied when its run is over
-_Sent = deque[tuple[int, _Prepared, tuple[Any, ...]]]  # of one call; emptied when it begins
-_Inbox = queue.SimpleQueue[_Plans | _Sent | None]
-_NO_RUN = -1  # no run has this number
+_Job = deque[Callable[[], object]]  # the work on one plan or call; empty when begun or taken back
+_Inbox = queue.SimpleQueue[_Job | None]
 
 
 class ThreadsEngine(LocalEngine):
@@ -447,14 +431,12 @@ class ThreadsEngine(LocalEngine):
     name = "threads"
 
     def __init__(self, workers: int, initializer: Initialization | None = None) -> None:
-        self.workers = workers
-        self._initializer = initializer
+        super().__init__([Initializer(initializer) for _ in range(workers)])
         self._events = queue.SimpleQueue[protocol.Event | None]()
         self._ready: set[int] = set()
         self._given = [0] * workers  # plans and calls that have not been reported on
-        self._calling: dict[int, int] = {}  # worker of each call
-        self._sent: dict[int, _Sent] = {}
-        self._plans: dict[int, list[_Plans]] = {}
+        self._calls: dict[int, tuple[int, _Job]] = {}  # worker and job of each call
+        self._plans: dict[ActivePlan, list[tuple[int, _Job]]] = {}
         self._allocating = threading.Lock()
         self._inboxes: list[_Inbox] = [queue.SimpleQueue() for _ in range(workers)]
         self._threads: list[threading.Thread] = []
@@ -471,15 +453,29 @@ class ThreadsEngine(LocalEngine):
 
     def open(self, active: ActivePlan) -> list[int]:
         """Return the threads that are up."""
-        self._plans[active.number] = []
+        self._plans[active] = []
         return sorted(self._ready)
 
     def assign(self, worker: int, active: ActivePlan, generation: Generation) -> None:
         """Queue a generation for the worker's thread."""
+        job = self._send(worker, partial(self._take_plan, worker, active, generation))
+        self._plans[active].append((worker, job))
+
+    def _send(self, worker: int, work: Callable[[], object]) -> _Job:
         self._given[worker] += 1
-        plans = [(active, generation)]
-        self._plans[active.number].append(plans)
-        self._inboxes[worker].put(plans)
+        job = deque([work])
+        self._inboxes[worker].put(job)
+        return job
+
+    def _take_back(self, worker: int, job: _Job) -> bool:
+        """Take back the work of a job; return False if its thread has begun it."""
+        # Invariant: either this thread takes the work, in one step, or that of the worker.
+        try:
+            job.pop()
+        except IndexError:
+            return False
+        self._given[worker] -= 1
+        return True
 
     def stop(self, active: ActivePlan) -> list[protocol.CounterExhausted]:
         """Do no more: a queued plan has no tickets left when a thread comes to it."""
@@ -487,45 +483,37 @@ class ThreadsEngine(LocalEngine):
         return []
 
     def close(self, active: ActivePlan) -> None:
-        """Empty the inboxes of the run; its counters go with the last thread that has them."""
-        for plans in self._plans.pop(active.number, ()):
-            plans.clear()
+        """Take back the plans of the run; its counters go with the last thread that has them."""
+        for worker, job in self._plans.pop(active, ()):
+            self._take_back(worker, job)
 
     def free_worker(self) -> int | None:
         """Return the thread that has least to do, if it has no call."""
-        busy = set(self._calling.values())
+        busy = {worker for worker, _ in self._calls.values()}
         free = [worker for worker in range(self.workers) if worker not in busy]
         return min(free, key=self._given.__getitem__, default=None)
 
     def has_plan(self, worker: int) -> bool:
         """Return whether a thread has a plan, behind which a call may wait."""
-        return self._given[worker] > [*self._calling.values()].count(worker)
+        return self._given[worker] > sum(one == worker for one, _ in self._calls.values())
 
     def call(
         self, worker: int, number: int, prepared: _Prepared, more: tuple[Any, ...] = ()
     ) -> None:
         """Queue a call for the worker's thread."""
-        self._given[worker] += 1
-        self._calling[number] = worker
-        sent = self._sent[number] = deque([(number, prepared, more)])
-        self._inboxes[worker].put(sent)
+        job = self._send(worker, partial(self._make_call, worker, number, prepared, more))
+        self._calls[number] = worker, job
 
     def withdraw(self, worker: int, *, stop: bool = False) -> list[int]:
         """Take back the calls that a thread has not begun; return their numbers."""
-        taken = []
-        for number in [number for number, one in self._calling.items() if one == worker]:
-            # Invariant: either this thread takes the call, in one step, or that of the worker.
-            with contextlib.suppress(IndexError):
-                self._sent[number].pop()
-                taken.append(number)
+        taken = [
+            number
+            for number, (one, job) in self._calls.items()
+            if one == worker and self._take_back(worker, job)
+        ]
         for number in taken:
-            self._forget(number)
+            del self._calls[number]
         return taken
-
-    def _forget(self, call: int) -> None:
-        """Note that a thread has a call no more."""
-        del self._sent[call]
-        self._given[self._calling.pop(call)] -= 1
 
     def wait(self, timeout: float | None) -> list[protocol.Event]:
         """Wait until a thread has reported; return the events."""
@@ -547,7 +535,8 @@ class ThreadsEngine(LocalEngine):
             case protocol.CounterExhausted():
                 self._given[event.worker] -= 1
             case protocol.CallFinished():
-                self._forget(event.call)
+                worker, _ = self._calls.pop(event.call)
+                self._given[worker] -= 1
 
     def wake(self) -> None:
         """End the owner's wait."""
@@ -555,11 +544,11 @@ class ThreadsEngine(LocalEngine):
 
     def shutdown(self) -> None:
         """End the threads, each after the chunks that it has claimed."""
-        for plans in self._plans.values():
-            for active, generation in (item for plan in plans for item in plan):
+        for active in self._plans:
+            for generation in active.generations:
                 generation.tickets.stop(active.plan.chunks)
-        for sent in self._sent.values():
-            sent.clear()
+        for _, job in self._calls.values():
+            job.clear()
         for inbox in self._inboxes:
             inbox.put(None)
         for thread in self._threads:
@@ -567,55 +556,45 @@ class ThreadsEngine(LocalEngine):
 
     def _run(self, worker: int) -> None:
         """Serve the inbox, in the worker's thread."""
-        tell, inbox = self._events.put, self._inboxes[worker]
-        broken: BaseException | None = None
-        try:
-            Initializer(self._initializer).run()
-        except BaseException as error:  # noqa: BLE001 - each run is told
-            self._broken = broken = error
-        tell(protocol.WorkerReady(worker))
-        while (item := inbox.get()) is not None:
-            if isinstance(item, deque):
-                self._take_call(item, broken)
-            else:
-                self._take_plan(worker, item, broken)
-            # Why: while this thread waits, its frame keeps no object of the user alive.
-            del item
-
-    def _take_call(self, sent: _Sent, broken: BaseException | None) -> None:
-        try:
-            number, prepared, more = sent.pop()
-        except IndexError:  # it was withdrawn
-            return
-        if broken is None:
-            self._events.put(_finished(number, prepared, more))
-        else:
-            self._events.put(protocol.CallFinished(number, error=broken))
-
-    def _take_plan(self, worker: int, plans: _Plans, broken: BaseException | None) -> None:
-        tell, found = self._events.put, plans[:1]
-        if not found:  # its run is over
-            tell(protocol.CounterExhausted(worker, _NO_RUN, 0))
-        for active, generation in found:
+        inbox = self._inboxes[worker]
+        with contextlib.suppress(BaseException):  # Why: each run and call is told.
+            self._initializers[worker].run()
+        self._events.put(protocol.WorkerReady(worker))
+        while (job := inbox.get()) is not None:
             try:
-                check(broken)
-                self._work(worker, active, generation)
-            except BaseException as error:  # noqa: BLE001 - the run is told
-                drop_stores()  # Why: one that has changed was opened
-                if isinstance(error, StoreError):
-                    # Why: the frames hold the memory of the run; the cause tells the place.
-                    error.with_traceback(None)
-                tell(protocol.PlanRejected(active.number, error))
-                tell(protocol.CounterExhausted(worker, active.number, generation.number))
+                work = job.pop()
+            except IndexError:  # it was taken back
+                continue
+            work()
+            # Why: while this thread waits, its frame keeps no object of the user alive.
+            del work
+
+    def _make_call(
+        self, worker: int, number: int, prepared: _Prepared, more: tuple[Any, ...]
+    ) -> None:
+        self._events.put(_finished(self._initializers[worker], number, prepared, more))
+
+    def _take_plan(self, worker: int, active: ActivePlan, generation: Generation) -> None:
+        try:
+            self._initializers[worker].run()
+            self._work(worker, active, generation)
+        except BaseException as error:  # noqa: BLE001 - the run is told
+            drop_stores()  # Why: one that has changed was opened
+            if isinstance(error, StoreError):
+                # Why: the frames hold the memory of the run; the cause tells the place.
+                error.with_traceback(None)
+            self._events.put(protocol.PlanRejected(active.number, error))
+            ended = protocol.CounterExhausted(worker, active.number, generation.number)
+            self._events.put(ended)
 
     def _work(self, worker: int, active: ActivePlan, generation: Generation) -> None:
         assignment = self._assignment(active, generation, worker)
         channel = LocalChannel(active, self._events.put, self._allocating)
-        with active.prepared.applied():
+        with active.prepared():
             _, moved = traffic.counted(work, assignment, channel)
         # Why: a run that is alone waits for all threads, which are about to drop its memory. Not so
         # beside a call, which may take long, or wait for this run.
-        alone = len(self._plans) == 1 and not self._calling
+        alone = len(self._plans) == 1 and not self._calls
         had = (0, None) if alone else (assignment.claimed, assignment.handed_out)
         del assignment
         drop_stores()

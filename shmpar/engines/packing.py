@@ -30,7 +30,7 @@ from shmpar.errors import PlanError, SegmentError, SegmentFull, ShmparError, sum
 from shmpar.ipc import protocol
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
-from shmpar.memory.segment import Location, Segment
+from shmpar.memory.segment import Segment
 from shmpar.memory.system import working_directory
 from shmpar.pickling.pack import Interpreter, Payload, cached, pack, pack_stateless
 from shmpar.pickling.plain import pack_plain
@@ -197,10 +197,8 @@ class PreparedRun:
         The pickled plan.
     payload : Payload
         The function with the objects that it holds.
-    arrays : list of (ndarray or Store)
-        The inputs, in shared memory or in stores.
     references : tuple of Input
-        Where they lie.
+        Where the inputs lie.
     segments : dict of int to Segment
         The segments that every worker maps, by key.
     held : tuple of int
@@ -218,7 +216,6 @@ class PreparedRun:
 
     plan: bytes
     payload: Payload
-    arrays: list[Array]
     references: tuple[protocol.Input, ...]
     segments: dict[int, Segment]
     held: tuple[int, ...]
@@ -337,30 +334,11 @@ def pack_run(
     payload = pack_function(function, python, frozen=frozen)
     pairs = zip(payload.segments, payload.private, strict=True)
     segments = {one.key: one for one, private in pairs if not private}
-    references: list[protocol.Input] = []
-    shared: list[Any] = []
-    for array in arrays:
-        if isinstance(array, Store):
-            shared.append(array)
-            references.append(array)
-            continue
-        held = array.array if isinstance(array, Part) else array
-        place = locate(held)
-        if place is None:
-            _, held = share(held)
-            place = locate(held)
-            assert place is not None, "it was shared"
-        shared.append(held)
-        memory = _refer(place, held, segments)
-        is_part = isinstance(array, Part)
-        references.append(
-            protocol.PartReference(memory, array.origin, array.shape) if is_part else memory
-        )
+    references = tuple([_reference(array, segments, copy=True) for array in arrays])
     return PreparedRun(
         plan=pickle.dumps(plan, 5),
         payload=payload,
-        arrays=shared,
-        references=tuple(references),
+        references=references,
         segments=segments,
         held=held_keys(payload),
         environment=state.current(python),
@@ -368,20 +346,22 @@ def pack_run(
     )
 
 
-def _reference(array: Any, segments: dict[int, Segment]) -> Any:
-    """Return where an array or part lies; add its segment. A store is its own reference."""
+def _reference(array: Any, segments: dict[int, Segment], *, copy: bool = False) -> Any:
+    """Return where an array or part lies; add its segment. A store is its own reference.
+
+    With `copy`, an array that lies in no shared memory is copied into it.
+    """
     if isinstance(array, Store):
         return array
     if isinstance(array, Part):
-        memory = _reference(array.array, segments)
+        memory = _reference(array.array, segments, copy=copy)
         return protocol.PartReference(memory, array.origin, array.shape)
     place = locate(array)
+    if place is None and copy:
+        _, array = share(array)
+        place = locate(array)
     if place is None:
         raise TypeError(f"an array of shape {array.shape} is not in shared memory")
-    return _refer(place, array, segments)
-
-
-def _refer(place: Location, array: Array, segments: dict[int, Segment]) -> protocol.Reference:
     segments[place.segment.key] = place.segment
     return place.segment.key, place.offset, array.shape, array.strides, spell(array.dtype)
 

@@ -17,6 +17,7 @@ Guarantees
 ----------
 - At most two generations and two calls are outstanding at a worker, and no send blocks.
 - A call that a worker has not begun can be withdrawn at any time.
+- A worker that sends messages without end keeps neither other workers nor requests waiting.
 - A segment's descriptor is sent to a worker once. The worker is told to forget it after the last
   array in it is dropped here.
 - A worker's death is known from its pidfd, and reported after all of its messages. On a system
@@ -38,7 +39,7 @@ from typing import Any
 import numpy as np
 
 from shmpar.engines import packing
-from shmpar.engines.engine import ActivePlan, Generation, take_back
+from shmpar.engines.engine import ActivePlan, Engine, Generation, take_back
 from shmpar.engines.launch import Launcher, hand_on
 from shmpar.engines.packing import PreparedCall, PreparedRun
 from shmpar.engines.segments import Ledgers, SegmentTracker, WakeUp
@@ -59,9 +60,10 @@ Array = np.ndarray[Any, Any]
 _RETRY_SECONDS = 0.01  # until a full socket is tried again
 _STACK_CHARACTERS = 16 * 1024  # of the stack of a worker that dies
 _LOOK_SECONDS = 0.1  # between two looks at workers that have no pidfd
+_TURN_SECONDS = 0.01  # in which the messages of one worker are taken, before those of others
 
 
-class ProcessesEngine:
+class ProcessesEngine(Engine):
     """Worker processes.
 
     Parameters
@@ -79,7 +81,6 @@ class ProcessesEngine:
     """
 
     name = "processes"
-    remote = False
 
     def __init__(
         self,
@@ -90,8 +91,9 @@ class ProcessesEngine:
         *,
         logs: bool = True,
     ) -> None:
+        limits.keep_standard_streams()
         self.workers = workers
-        self.slab: Slab | None = Slab()
+        self.slab = Slab()
         self._launcher = launcher
         self._initializer = None
         if initializer is not None:
@@ -113,7 +115,6 @@ class ProcessesEngine:
             self._tracker.note(self._initializer.segments)
         self._without_pidfd = False
         self._broken: BaseException | None = None
-        limits.keep_standard_streams()
         self._selector = limits.open_with_retry(selectors.DefaultSelector)
         self._selector.register(self._wake, selectors.EVENT_READ)
         _engines.add(self)
@@ -176,8 +177,9 @@ class ProcessesEngine:
         if worker in self._handles:
             return
         with _starting:
+            begun = self._counters.new()
             launched = self._launcher.start(worker)
-            handle = self._handles[worker] = WorkerHandle(worker, launched)
+            handle = self._handles[worker] = WorkerHandle(worker, launched, begun)
         try:
             self._set_up(handle)
         except BaseException:
@@ -195,8 +197,7 @@ class ProcessesEngine:
             self._selector.register(launched.pidfd, selectors.EVENT_READ, (handle, True))
         else:
             self._without_pidfd = True
-        begun = handle.begun = self._counters.new()
-        handle.notify(protocol.CountCalls(begun.kind), [begun.fileno()])
+        handle.notify(protocol.CountCalls(handle.begun.kind), [handle.begun.fileno()])
         if self._tasks is not None:
             handle.notify(protocol.SetTaskLimit(self._tasks))
         if self._initializer is not None:
@@ -229,13 +230,14 @@ class ProcessesEngine:
 
         Why: the user's code may hold up the exit, or the load of a function, for ever.
         """
-        now, late = time.monotonic(), self._late
-        late = [one for one in late if self._handles.get(one[1].number) is one[1]]
-        late = [one for one in late if one[1].is_late(one[2])]
-        self._late = [one for one in late if one[0] > now]
+        now, late, self._late = time.monotonic(), self._late, []
         for due, handle, run in late:
+            if self._handles.get(handle.number) is not handle or not handle.is_late(run):
+                continue
             if due <= now:
                 handle.kill(run)
+            else:
+                self._late.append((due, handle, run))
         return [due - now for due, *_ in self._late]
 
     def _unlink(self, handle: WorkerHandle) -> None:
@@ -257,13 +259,6 @@ class ProcessesEngine:
     def tickets(self) -> Tickets:
         """Return a counter at 0."""
         return self._counters.new()
-
-    def order(self, plan: Plan, todo: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        """Return the order as it is: all chunks are equally near."""
-        return todo
-
-    def end_idle(self) -> None:
-        """Do nothing: :meth:`open` and :meth:`replace` start the workers that are missing."""
 
     def open(self, active: ActivePlan) -> list[int]:
         """Start workers where one is missing; return those that are ready."""
@@ -347,13 +342,10 @@ class ProcessesEngine:
         self, worker: int, number: int, prepared: PreparedCall, more: tuple[Any, ...] = ()
     ) -> None:
         """Send a call."""
-        handle, payload = self._handles[worker], prepared.payload
-        attached = Attached() if payload is not None else _NOTHING
+        handle, payload, attached = self._handles[worker], prepared.payload, Attached()
         held: tuple[int, ...] = ()
         if payload is not None:
-            pairs = zip(payload.segments, payload.private, strict=True)
-            self._tracker.add(one for one, private in pairs if not private)
-            handle.attach_payload(payload, attached)
+            self._tracker.add(handle.attach_payload(payload, attached))
             handle.send_ahead(attached)
             held = packing.held_keys(payload)
         ticket, function = handle.take_ticket(number), prepared.function
@@ -405,10 +397,12 @@ class ProcessesEngine:
                 handle.forget(segment)
 
     def _read(self, handle: WorkerHandle, *, last: bool = False) -> bool:
-        """Take all messages of a worker; False if only their end shows that it is dead.
+        """Take the messages of a worker; False if only their end shows that it is dead.
 
-        The `last` ones of a dead worker are taken up to their end.
+        If they come faster than they are taken, some are left to the next time. The `last` ones of
+        a dead worker are taken up to their end.
         """
+        until = time.monotonic() + _TURN_SECONDS
         while True:
             try:
                 message, descriptors = handle.launched.wire.receive(wait=False)
@@ -422,9 +416,10 @@ class ProcessesEngine:
                 handle.stack = (handle.stack + message)[:_STACK_CHARACTERS]
                 continue
             self._take(handle, message, descriptors)
+            # Why: an idle worker sends nothing more; this saves a system call.
             idle = not handle.outstanding and not handle.calls and type(message) in _LAST
-            if idle and not last:
-                return True  # Why: an idle worker sends nothing more; this saves a system call.
+            if not last and (idle or time.monotonic() >= until):
+                return True
 
     def _take(self, handle: WorkerHandle, message: Any, descriptors: list[int]) -> None:
         """Turn a message into events."""
@@ -433,11 +428,9 @@ class ProcessesEngine:
             case protocol.CallFinished():
                 handle.calls.pop(message.call, None)
                 handle.worked = True
-                own_path = self._launcher.own_path
-                broken = self._broken
-                adopt = self._tracker.adopt
+                own_path, adopt = self._launcher.own_path, self._tracker.adopt
                 end = packing.unpack_call(
-                    message, descriptors, broken, adopt=adopt, own_path=own_path
+                    message, descriptors, self._broken, adopt=adopt, own_path=own_path
                 )
                 events.append(end)
             case protocol.CounterExhausted():
@@ -564,7 +557,6 @@ class ProcessesEngine:
             handle.close()
 
 
-_NOTHING = Attached()
 _LAST = {
     protocol.CounterExhausted,
     protocol.CallFinished,

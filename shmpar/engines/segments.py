@@ -146,15 +146,16 @@ class Ledgers:
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
-        self._free: list[Ledger] = []
-        self._segments: dict[Ledger, Segment] = {}
+        self._free: deque[Ledger] = deque(maxlen=_FREE_LEDGERS)
+        self._segments: weakref.WeakKeyDictionary[Ledger, Segment] = weakref.WeakKeyDictionary()
 
     def take(self, chunks: int) -> Ledger:
         """Return a zeroed ledger."""
-        for position, free in enumerate(self._free):
+        for free in self._free:
             if free.chunks == chunks:
+                self._free.remove(free)
                 free.clear()
-                return self._free.pop(position)
+                return free
         size = Ledger.nbytes(workers=self._workers, chunks=chunks) + _SPARE_BYTES
         if size + _NUMBER_BYTES * chunks <= _LARGE_LEDGER:
             # Why: workers wait for outputs that do not fit; often these are a number per chunk.
@@ -170,15 +171,9 @@ class Ledgers:
 
     def give_back(self, ledger: Ledger) -> None:
         """Keep the ledger of a run that is over, unless it is large."""
-        if self._segments[ledger].size > _LARGE_LEDGER:
-            del self._segments[ledger]
-            return
-        self._free.append(ledger)
-        for old in self._free[:-_FREE_LEDGERS]:
-            del self._segments[old]
-        del self._free[:-_FREE_LEDGERS]
+        if self._segments[ledger].size <= _LARGE_LEDGER:
+            self._free.append(ledger)
 
     def clear(self) -> None:
-        """Drop all ledgers."""
+        """Drop the ledgers that are kept."""
         self._free.clear()
-        self._segments.clear()

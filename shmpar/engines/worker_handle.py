@@ -66,6 +66,10 @@ class WorkerHandle:
         Number of the worker.
     launched : Launched
         Its process and descriptors.
+    begun : Tickets
+        Its counter of calls. The worker claims a ticket when it begins a call, and the parent
+        claims one to withdraw the calls that the worker has not begun. Invariant: a call is begun
+        if and only if the worker got the ticket that came with it.
     oom_kills : int
         Out-of-memory kills that the kernel had counted when it was started.
     killed_for : int or None
@@ -85,10 +89,6 @@ class WorkerHandle:
         a run may be over already.
     calls : dict of int to int
         The tickets of the calls that it has, by number: of its present one and its next one.
-    begun : Tickets or None
-        Its counter of calls. The worker claims a ticket when it begins a call, and the parent
-        claims one to withdraw the calls that the worker has not begun. Invariant: a call is begun
-        if and only if the worker got the ticket that came with it.
     next_ticket : int
         The ticket of its next call.
     queue : deque
@@ -103,6 +103,7 @@ class WorkerHandle:
 
     number: int
     launched: Launched
+    begun: Tickets
     oom_kills: int = field(default_factory=limits.oom_kills)
     killed_for: int | None = None
     ready: bool = False
@@ -112,7 +113,6 @@ class WorkerHandle:
     segments: set[int] = field(default_factory=set)
     outstanding: list[tuple[int, int]] = field(default_factory=list)
     calls: dict[int, int] = field(default_factory=dict)
-    begun: Tickets | None = None
     next_ticket: int = 0
     queue: deque[tuple[ActivePlan, Generation]] = field(default_factory=deque)
     outbox: deque[tuple[bytes, list[int]]] = field(default_factory=deque)
@@ -134,7 +134,8 @@ class WorkerHandle:
         # that.
         code = self.launched.wait(time.monotonic() + EXIT_SECONDS)
         end = Exit(code, limits.oom_kills() > self.oom_kills, self.stack)
-        announced, waiting = self.announced or (self.exiting and not code), self._waiting()
+        announced = self.announced or (self.exiting and not code)
+        waiting = tuple(self.withdraw_calls())
         loading = self.outstanding[0][0] if self.outstanding else None
         lost = WorkerLost(self.number, end, announced, self.killed_for, waiting=waiting)
         return lost._replace(loading=loading, idle=self.worked and loading is None)
@@ -145,7 +146,7 @@ class WorkerHandle:
         self.next_ticket += 1
         return ticket
 
-    def withdraw_calls(self, *, stop: bool) -> list[int]:
+    def withdraw_calls(self, *, stop: bool = False) -> list[int]:
         """Take back the calls that the worker has not begun; return their numbers.
 
         Parameters
@@ -153,7 +154,7 @@ class WorkerHandle:
         stop : bool
             End a call over items before its next items.
         """
-        if self.begun is None or not self.calls:
+        if not self.calls:
             return []
         taken = STOP if stop else 1
         first = self.begun.claim(taken)
@@ -166,7 +167,7 @@ class WorkerHandle:
 
     def is_calling(self) -> bool:
         """Return whether the worker has begun a call whose end it has not reported."""
-        if self.begun is None or not self.calls:
+        if not self.calls:
             return False
         first = self.begun.claim(0)
         return any(ticket < first for ticket in self.calls.values())
@@ -176,13 +177,6 @@ class WorkerHandle:
         if run is None:
             return True
         return bool(self.outstanding) and self.outstanding[0][0] == run and not self.is_calling()
-
-    def _waiting(self) -> tuple[int, ...]:
-        """Return the calls that the worker, which is dead, had not begun."""
-        if self.begun is None or not self.calls:
-            return ()
-        first = self.begun.claim(1)
-        return tuple([call for call, ticket in self.calls.items() if ticket >= first])
 
     def takes_plan(self) -> bool:
         """Return whether the worker may be sent one more generation."""
@@ -202,13 +196,15 @@ class WorkerHandle:
             self.segments.add(segment.key)
         return new
 
-    def attach_payload(self, payload: Payload, attached: Attached) -> None:
-        """Add the segments of a payload; private ones are sent each time."""
+    def attach_payload(self, payload: Payload, attached: Attached) -> list[Segment]:
+        """Add the segments of a payload, private ones each time; return the others if new."""
+        new: list[Segment] = []
         for segment, private in zip(payload.segments, payload.private, strict=True):
             if private:
                 self._attach(segment, attached, private=True)
             else:
-                self.attach({segment.key: segment}, attached)
+                new += self.attach({segment.key: segment}, attached)
+        return new
 
     def _attach(self, segment: Segment, attached: Attached, *, private: bool) -> None:
         try:
@@ -295,8 +291,7 @@ class WorkerHandle:
         """Close the descriptors; the process, if it lives, is killed by it."""
         self._discard()
         self.launched.close()
-        if self.begun is not None:
-            self.begun.close()
+        self.begun.close()
 
     def _discard(self) -> None:
         while self.outbox:

@@ -5,7 +5,8 @@ Guarantees
 - A message arrives whole or not at all. No reader sees a part of a message of a dead writer.
 - A long message lies in sealed memory: after the seals nobody can change it, not even its writer.
   The reader checks the seals, and copies a message that has none.
-- Received descriptors are closed at exec from the moment when they exist.
+- Received descriptors are closed at exec from the moment when they exist. None has the number of a
+  closed standard stream.
 - A message that has lost descriptors, because the receiver may open no more, is an error.
 """
 
@@ -26,7 +27,7 @@ from typing import Any, NoReturn
 from shmpar.errors import SegmentError
 from shmpar.ipc.protocol import decoded, encoded
 from shmpar.memory import allocate, system
-from shmpar.memory.limits import ClosedOnError
+from shmpar.memory.limits import ClosedOnError, keep_standard_streams
 
 MAX_DESCRIPTORS = 200  # a message carries at most 253 (SCM_MAX_FD); one more is for a long body
 _INLINE = 48 * 1024  # bytes; two such messages fit the default buffer of a socket
@@ -35,6 +36,7 @@ _CLOEXEC = getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
 _TRUNCATED = _socket.MSG_CTRUNC | _socket.MSG_TRUNC
 _ANCILLARY = _socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * array.array("i").itemsize)
 _SEALS = sum(getattr(fcntl, f"F_SEAL_{one}", 0) for one in ("WRITE", "GROW", "SHRINK", "SEAL"))
+_STDERR = 2
 _BODY_FOLLOWS, _BODY_IN_MEMORY = b"\0", b"\1"  # the first byte of a message
 
 
@@ -174,7 +176,16 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     if not _CLOEXEC:
         for fd in found:
             os.set_inheritable(fd, False)  # noqa: FBT003 - positional by its signature
-    return found.tolist()
+    return [fd if fd > _STDERR else _above_standard(fd) for fd in found]
+
+
+def _above_standard(fd: int) -> int:
+    """Return a descriptor in the place of one that got the number of a closed standard stream."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STDERR + 1)
+    finally:
+        os.close(fd)
+        keep_standard_streams()
 
 
 def _sealed(body: bytes) -> int:

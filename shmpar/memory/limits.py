@@ -50,14 +50,19 @@ def descriptors_scarce() -> bool:
 
 
 def keep_standard_streams() -> None:
-    """Open ``/dev/null`` under the number of each standard stream that is closed."""
+    """Open ``/dev/null`` under the number of each standard stream that is closed.
+
+    Processes that are started later inherit it, as they would inherit the stream.
+    """
     for fd in range(3):
         try:
             os.fstat(fd)
         except OSError:
-            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-            if null != fd:
-                os.dup2(null, fd, inheritable=False)
+            null = os.open(os.devnull, os.O_RDWR)
+            if null == fd:
+                os.set_inheritable(fd, True)  # noqa: FBT003 - positional by its signature
+            else:
+                os.dup2(null, fd)
                 os.close(null)
 
 

@@ -515,16 +515,18 @@ class Pieces(Iterator[Sequence[Any]]):
     def __next__(self) -> Sequence[Any]:
         if self._most > 1:
             self._pause()
+        piece = self._take()
+        if not piece:
+            raise StopIteration
+        return piece
+
+    def _take(self) -> Sequence[Any]:
         if self._range is not None:
             # Why: a range of any length is a few bytes, which take no time to make or to send.
             ahead, self._range = self._range[: self._most], self._range[self._most :]
-            if not ahead:
-                raise StopIteration
             return ahead
         if not self._grows:
             piece = list(itertools.islice(self._items, self._size))
-            if not piece:
-                raise StopIteration
             if not self._weighed and self._most > 1 and (body := pack_plain(piece)):
                 self._weigh(len(piece), len(body))
                 piece += itertools.islice(self._items, max(0, self._size - len(piece)))
@@ -535,8 +537,6 @@ class Pieces(Iterator[Sequence[Any]]):
             # Why: items that take long to make are computed while the next ones are made.
             if time.perf_counter() >= until:
                 break
-        if not piece:
-            raise StopIteration
         return piece
 
     def weigh(self, count: int, prepared: Any) -> None:

@@ -129,26 +129,36 @@ class CompletionStream:
                 yield []
 
 
+class _Apart:
+    """A task for another thread; its error is raised in the thread that waits for it."""
+
+    def __init__(self, task: Callable[[], object]) -> None:
+        self._task, self.done = task, Latch()
+        self._error: BaseException | None = None
+
+    def __call__(self) -> None:
+        try:
+            self._task()
+        except BaseException as error:  # noqa: BLE001 - raised below
+            self._error = error
+        finally:
+            self.done.set()
+
+    def wait(self) -> None:
+        self.done.wait()
+        if self._error is not None:
+            raise self._error
+
+
 def start_thread(thread: threading.Thread) -> None:
     """Start a thread from a short-lived one, which no interrupt reaches.
 
     Why: `Thread.start` waits under a condition. An interrupt there may leave it locked, and then
     the new thread waits for it for ever.
     """
-    begun, errors = Latch(), list[BaseException]()
-
-    def run() -> None:
-        try:
-            thread.start()
-        except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
-            errors.append(error)
-        finally:
-            begun.set()
-
-    _thread.start_new_thread(run, ())
+    begun = _Apart(thread.start)
+    _thread.start_new_thread(begun, ())
     begun.wait()
-    if errors:
-        raise errors[0]
 
 
 def run_apart(task: Callable[[], None]) -> None:
@@ -158,22 +168,12 @@ def run_apart(task: Callable[[], None]) -> None:
 
     Why: an interrupt between the start of a process and the note of its number would leave it.
     """
-    errors, done = list[BaseException](), Latch()
-
-    def run() -> None:
-        try:
-            task()
-        except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
-            errors.append(error)
-        finally:
-            done.set()
-
-    thread = threading.Thread(target=run, name="shmpar-start", daemon=True)
+    apart = _Apart(task)
+    thread = threading.Thread(target=apart, name="shmpar-start", daemon=True)
     start_thread(thread)
-    done.wait()
+    apart.done.wait()
     thread.join()
-    if errors:
-        raise errors[0]
+    apart.wait()
 
 
 def surely(action: Callable[[], object]) -> None:

@@ -190,13 +190,9 @@ class Loop:
 
     def _abandon(self, run: Run, error: BaseException) -> None:
         """Cancel a run whose caller gets an exception instead of its result."""
-        try:
-            self.cancel(run, GRACE_SECONDS)
-        except RuntimeError:
-            if self._thread is not None or self.pid != os.getpid():
-                raise
-            # Why: no thread can be started, so no worker has it. Its request, if a later thread
-            # comes to it, is for a run that is over.
+        if not self._posted(partial(self._cancel, run, GRACE_SECONDS)):
+            # Why: no worker has it. Its request, if a later thread comes to it, is for a run that
+            # is over.
             run.execution.abort(error)
             run.finish(self._callbacks)
 
@@ -295,7 +291,8 @@ class Loop:
                     run.cancel()
                 if wait and caller != threading.get_ident():
                     run.resolved.wait(GRACE_SECONDS if how.cancel_runs else None)
-            self._post_close(how)
+            if not self._posted(partial(self._close, how)):
+                self._end()  # Why: this thread owns the engine.
             thread = self._thread
             if wait:
                 self._ended.wait()
@@ -316,14 +313,6 @@ class Loop:
         """
         if threading.current_thread() not in self._callbacks and not in_worker():
             self._ask(lambda _: None)
-
-    def _post_close(self, how: Close) -> None:
-        try:
-            self._post(partial(self._close, how))
-        except RuntimeError:
-            if self._thread is not None or self.pid != os.getpid():
-                raise
-            self._end()  # Why: no thread can be started, so this one owns the engine.
 
     def _ready_engine(self) -> Engine:
         """Return the engine; make one if there is none."""
@@ -376,6 +365,16 @@ class Loop:
             except BaseException:
                 self._signalled = False  # Why: an interrupt came first, so the next request wakes.
                 raise
+
+    def _posted(self, request: Callable[[], None]) -> bool:
+        """Give a request to the pool thread; return False if no thread can be started."""
+        try:
+            self._post(request)
+        except RuntimeError:
+            if self._thread is not None or self.pid != os.getpid():
+                raise
+            return False
+        return True
 
     def _start_thread(self) -> None:
         # Lock: held while the pool thread starts or ends, never while it works.
