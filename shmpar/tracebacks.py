@@ -216,9 +216,11 @@ def with_sources(text: str) -> str:
 def _source_line(file: str, number: int, name: str) -> str:
     import linecache  # Why here: most programs meet no exception.
 
-    line = linecache.getline(file, number).strip()
-    if line or file != "<string>" or "-c" not in sys.orig_argv[1:-1]:
-        return line
+    # Why: Python 3.13 takes all code of a file of this name for the program's.
+    if file != "<string>":
+        return linecache.getline(file, number).strip()
+    if "-c" not in sys.orig_argv[1:-1]:
+        return ""
     source = sys.orig_argv[sys.orig_argv.index("-c") + 1]
     with contextlib.suppress(SyntaxError, ValueError):
         # Why: other code than the program's has this name of a file too.

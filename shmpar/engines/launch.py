@@ -58,6 +58,8 @@ collects = gc.isenabled()
 gc.disable()  # the imports leave no garbage, and each look for it delays the start
 sock, number, depth, *life = map(int, sys.argv[1].split(","))
 sys.argv = sys.argv[2:] or [""]
+# Python 3.13 would show these lines in tracebacks as those of the parent's own command.
+if "linecache" in sys.modules: sys.modules["linecache"].cache.clear()
 sys.setrecursionlimit(max(depth, sys.getrecursionlimit()))
 names = posix.read(sock, 1 << 20).decode(sys.getfilesystemencoding(), "surrogateescape")
 package, *path = names.split("\\0")
