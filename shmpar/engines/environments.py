@@ -79,8 +79,8 @@ def environment(
         As for pip: ``"scikit-image"``, ``"numpy==1.26.*"``, or the path of a project. NumPy, and
         the cloudpickle of this process, are installed in any case.
     python : str or path, optional
-        A version, such as ``"3.12"``, or an interpreter. By default the version of this process.
-        uv looks for it on this machine, then downloads it.
+        A version, such as ``"3.12"``, or an interpreter. By default the interpreter of this
+        process. uv looks for a version on this machine, then downloads it.
     cache : path, optional
         The folder of the environments. By default ``shmpar/environments`` in the user's cache
         directory, which is ``$XDG_CACHE_HOME`` or ``~/.cache``.
@@ -224,7 +224,9 @@ def _make(folder: str, python: str, requirements: list[str], version: str, lock:
     uv = _find_uv()
     what = f"the environment of {', '.join(requirements)} for Python {version}"
     _remove_files(folder)
-    _run([uv, "venv", "--quiet", "--no-project", "--python", version, folder], what, lock)
+    # Why: uv finds an interpreter on PATH alone, and would fetch another one of this version.
+    source = sys.executable if sys.executable and version == _version(None) else version
+    _run([uv, "venv", "--quiet", "--no-project", "--python", source, folder], what, lock)
     _run([uv, "pip", "install", "--quiet", "--python", python, *requirements], what, lock)
     installed = _run([uv, "pip", "freeze", "--quiet", "--python", python], what, lock).split("\n")
     record = {
