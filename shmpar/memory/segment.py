@@ -24,12 +24,11 @@ import os
 import sys
 import threading
 import weakref
-from bisect import bisect_left, bisect_right, insort
-from collections import deque
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from operator import attrgetter
+from operator import itemgetter
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
@@ -98,21 +97,12 @@ class Mapping(mmap.mmap):
         """Do nothing: arrays may use this memory, so the last of them unmaps it."""
 
 
-class _MappingRef(weakref.ref[Mapping]):
-    """A weak reference that knows the address of its mapping after it has died."""
-
-    __slots__ = ("start",)
-    start: int
-
-
-_start_of: Final = attrgetter("start")
-
 # Lock: protects _mappings.  No finalizer takes it: the garbage collector may run while the same
 # thread holds it.
 _mappings_lock = threading.Lock()
-# Invariant: sorted by start.  Of two equal starts the last one lives; an interrupt left the other.
-_mappings: list[_MappingRef] = []
-_dead: deque[_MappingRef] = deque()  # Invariant: a mapping is here before its range can be reused
+# Invariant: sorted by address; no other one begins within the bytes of a living one.
+_mappings: list[tuple[int, weakref.ref[Mapping]]] = []
+_start_of: Final = itemgetter(0)
 
 
 def find_mapping(address: int) -> Mapping | None:
@@ -123,32 +113,20 @@ def find_mapping(address: int) -> Mapping | None:
     Cost: a binary search under a lock.
     """
     with _mappings_lock:
-        _remove_dead()
         position = bisect_right(_mappings, address, key=_start_of)
-        mapping = _mappings[position - 1]() if position else None
+        mapping = _mappings[position - 1][1]() if position else None
     inside = mapping is not None and address < mapping.start + mapping.segment.size
     return mapping if inside else None
 
 
 def _register(mapping: Mapping) -> None:
-    # Why: the callback is written in C, so no signal interrupts it.  It runs before the memory is
-    # unmapped, and only once nothing can bring the mapping back to life.
-    found = _MappingRef(mapping, _dead.append)
-    found.start = mapping.start
     with _mappings_lock:
-        _remove_dead()
-        insort(_mappings, found, key=_start_of)
-
-
-def _remove_dead() -> None:
-    """Forget the address ranges of dead mappings; the caller holds the lock."""
-    while _dead:
-        # Why: an interrupt may come after each line, and the next call repeats them.
-        gone = _dead[0]
-        first = bisect_left(_mappings, gone.start, key=_start_of)
-        last = bisect_right(_mappings, gone.start, key=_start_of)
-        _mappings[first:last] = [one for one in _mappings[first:last] if one is not gone]
-        _dead.popleft()
+        first = bisect_left(_mappings, mapping.start, key=_start_of)
+        last = bisect_left(_mappings, mapping.start + mapping.segment.size, key=_start_of)
+        # Why: a mapping that began within these addresses is dead, since they were free.
+        while first and _mappings[first - 1][1]() is None:
+            first -= 1
+        _mappings[first:last] = [(mapping.start, weakref.ref(mapping))]
 
 
 def _nothing() -> None:
