@@ -252,12 +252,6 @@ class Segment:
         if os.fstat(self.fileno()).st_size < self.size:
             raise system.shortened(f"an array in {self.path or self.kind} cannot be used")
 
-    def is_at(self, path: str) -> bool:
-        """Return whether a path leads to the file."""
-        with suppress(OSError):
-            return os.path.samestat(os.fstat(self.fileno()), os.stat(path))
-        return False
-
     def is_file(self, fd: int) -> bool:
         """Return whether a descriptor is one of the file; False if the segment was closed."""
         with suppress(SegmentGone):
@@ -364,7 +358,7 @@ class Segment:
 
     def unreserved(self) -> tuple[int, int]:
         """Return the device of the file, and the bytes that are not reserved yet."""
-        with suppress(OSError, SegmentGone):  # Why: another thread may be closing the segment
+        with suppress(OSError):  # Why: another thread may be closing the segment
             if not self.reserved:
                 found = os.fstat(self.fileno())
                 return found.st_dev, max(0, self.size - 512 * found.st_blocks)
@@ -411,9 +405,9 @@ class Segment:
 
     def _path_of_file(self) -> str | None:
         """Return the path of a mapped file of the user's that another process has sent."""
-        with suppress(OSError, SegmentGone):
+        with suppress(OSError):
             path = os.readlink(f"/proc/self/fd/{self.fileno()}")
-            return path if self.is_at(path) else None
+            return path if system.is_at(self.fileno(), path) else None
         return None
 
     def link(self, registry: Callable[[], NameRegistry], name: str | None = None) -> str:

@@ -128,10 +128,9 @@ def lack(number: int) -> str:
 
 def is_at(fd: int, path: str) -> bool:
     """Return whether a path leads to an open file, which may have been removed or replaced."""
-    try:
+    with suppress(FileNotFoundError, NotADirectoryError):
         return os.path.samestat(os.fstat(fd), os.stat(path))
-    except FileNotFoundError:
-        return False
+    return False
 
 
 def without_names(reason: str) -> SegmentError:
