@@ -210,9 +210,12 @@ def _form(array: Array) -> tuple[tuple[int, ...], tuple[int, ...], int]:
 
 def memory_order(array: Array) -> list[int]:
     """Return the axes from the slowest in memory to the fastest."""
-    axes, steps = range(array.ndim), array.strides
-    if array.flags.c_contiguous:  # Why: the strides of axes of length 1 mean nothing
-        return list(axes)
+    axes, steps = list(range(array.ndim)), array.strides
+    # Why these first: the strides of axes of length 1 mean nothing.
+    if array.flags.c_contiguous:
+        return axes
+    if array.flags.f_contiguous:
+        return axes[::-1]
     return sorted(axes, key=lambda axis: -abs(steps[axis]))
 
 
