@@ -26,7 +26,7 @@ from typing import Any, Final
 import numpy as np
 
 from shmpar.memory import allocate, huge, limits
-from shmpar.memory.layout import Layout, byte_bounds, spanned_bytes
+from shmpar.memory.layout import Layout, spanned_bytes
 from shmpar.memory.segment import Array, Dtype, Segment, create
 from shmpar.memory.system import return_freed_blocks
 
@@ -139,7 +139,8 @@ def share(
         return segment, segment.ndarray(0, array.shape, None, array.dtype)
     layout = Layout.of(array)
     if layout.is_exact:
-        raw, begin = spanned_bytes(array), layout.offset + byte_bounds(*_form(array))[0]
+        raw = spanned_bytes(array)
+        begin = layout.nbytes - raw.nbytes
         segment = create(
             layout.nbytes, lambda fd, _: write(fd, begin, raw, threads=threads), purpose=purpose
         )
@@ -202,10 +203,6 @@ def share_argument(array: Array) -> tuple[Segment, Array]:
 def copied_nbytes(array: Array) -> int:
     """Return the bytes of shared memory that :func:`share` takes."""
     return Layout.of(array).nbytes
-
-
-def _form(array: Array) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    return array.shape, array.strides, array.itemsize
 
 
 def memory_order(array: Array) -> list[int]:

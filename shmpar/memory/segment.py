@@ -47,7 +47,7 @@ Ints = Sequence[int]
 _UNTRACKED: Final[dict[str, Any]] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 
-class Mapping(mmap.mmap):
+class Mapping(huge.Range):
     """A whole segment in the memory of this process.
 
     Attributes
@@ -56,14 +56,11 @@ class Mapping(mmap.mmap):
         The segment, which therefore lives as long as any view.
     start : int
         Address of the first byte.
-    lead : int
-        Bytes of this object before the first byte of the segment.
     """
 
-    __slots__ = ("lead", "segment", "start")
+    __slots__ = ("segment", "start")
     segment: Segment
     start: int
-    lead: int
 
     def __new__(cls, segment: Segment, *, writable: bool = True) -> Self:
         """Map the file of a segment; copy on write if the segment is private."""
