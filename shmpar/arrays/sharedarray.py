@@ -48,42 +48,41 @@ _PART_NAME: Final = r"(shmpar_[0-9a-f]{16})@([0-9]{1,9})"
 # Why: NumPy 1 does not tell whether a result without axes is to be a scalar, as those of ufuncs.
 _WRAPS_SCALARS: Final = np.__version__.startswith("1.")
 
-# The attributes that arrays of other libraries have, by the advice for them.
+_DONE: Final = "leave it out: the values are here"
+_NO_CHUNKS: Final = "pass chunks= to the verb: an array has no chunks of its own"
+# Attributes of the arrays of other libraries, and the call to write here.
 _ADVICE: Final = {
-    "leave it out: the values are here": (
-        "array as_array asarray compute get get_obj load numpy persist raw result to_numpy value "
-        "values"
-    ),
-    "pass chunks= to the verb: an array has no chunks of its own": (
-        "chunks chunksize compute_chunk_sizes npartitions numblocks rechunk to_delayed"
-    ),
-    "write with a.lock: ...": "acquire get_lock release",
-    "write close()": "destroy free shutdown unlink",
-    "write pool.map_blocks(f, a), or pool.parallel_map(f, a) for its rows": "apply",
-    "write pool.apply_along_axis(f, axis, a)": "apply_along_axis",
-    "write pool.block_reduce(f, a)": "block_reduce",
-    "write pool.map_blocks(f, a)": "map_blocks",
-    "write pool.map_overlap(f, a, depth=...)": "map_overlap",
-    "write pool.parallel_map(f, a)": "map parallel_map",
-    "pass an xarray.DataArray to the verb: its labels stay": "attrs coords dims",
-    "write a[...] with slices: an array has no chunks of its own": "blocks partitions",
-    "write a[...], which takes lists of indexes": "vindex",
-    "write memoryview(a)": "buf",
-    "write dask.array.from_array(a)": "dask to_dask_array to_dask_dataframe",
-    "write pandas.DataFrame(a)": "to_dataframe",
-    "write a.name": "filename",
-    "write a.name, or a.address for another process": "shared_memory shm",
-    "leave it out: it is shared; pass it to a verb, or send a.address": "share",
-    "leave it out: other processes see a write at once": "flush",
-    "write np.save(path, a)": "save",
-    "write target[...] = a, or out=target in the verb": "store",
-    "write file[name] = a with h5py, or out=dataset in the verb": "to_hdf5",
-    'write np.save(path, a), or out="result.npy" in the verb': "to_npy",
-    'write zarr.save(path, a), or out="result.zarr" in the verb': "to_zarr",
-    "write np.partition(a, -k)": "topk",
-    "write run.report.plot(), after run = pool.last_run": "visualize",
+    "array as_array asarray compute get get_obj load numpy persist raw result": _DONE,
+    "to_numpy value values": _DONE,
+    "chunks chunksize compute_chunk_sizes npartitions numblocks": _NO_CHUNKS,
+    "rechunk to_delayed": _NO_CHUNKS,
+    "acquire get_lock release": "write with a.lock: ...",
+    "destroy free shutdown unlink": "write close()",
+    "apply": "write pool.map_blocks(f, a), or pool.parallel_map(f, a) for its rows",
+    "apply_along_axis": "write pool.apply_along_axis(f, axis, a)",
+    "attrs coords dims": "pass an xarray.DataArray to the verb: its labels stay",
+    "block_reduce": "write pool.block_reduce(f, a)",
+    "blocks partitions": "write a[...] with slices: an array has no chunks of its own",
+    "buf": "write memoryview(a)",
+    "dask to_dask_array to_dask_dataframe": "write dask.array.from_array(a)",
+    "filename": "write a.name",
+    "flush": "leave it out: other processes see a write at once",
+    "map parallel_map": "write pool.parallel_map(f, a)",
+    "map_blocks": "write pool.map_blocks(f, a)",
+    "map_overlap": "write pool.map_overlap(f, a, depth=...)",
+    "save": "write np.save(path, a)",
+    "share": "leave it out: it is shared; pass it to a verb, or send a.address",
+    "shared_memory shm": "write a.name, or a.address for another process",
+    "store": "write target[...] = a, or out=target in the verb",
+    "to_dataframe": "write pandas.DataFrame(a)",
+    "to_hdf5": "write file[name] = a with h5py, or out=dataset in the verb",
+    "to_npy": 'write np.save(path, a), or out="result.npy" in the verb',
+    "to_zarr": 'write zarr.save(path, a), or out="result.zarr" in the verb',
+    "topk": "write np.partition(a, -k)",
+    "vindex": "write a[...], which takes lists of indexes",
+    "visualize": "write run.report.plot(), after run = pool.last_run",
 }
-_OTHER_NAMES: Final = {name: text for text, names in _ADVICE.items() for name in names.split()}
+_OTHER_NAMES: Final = {name: text for names, text in _ADVICE.items() for name in names.split()}
 
 # Methods of ndarray that may return new memory in the type of the array.
 # Methods that always return a view (T, view, transpose, squeeze, ...) need no wrapper, nor do those
