@@ -132,23 +132,22 @@ def share(
     """
     if array.dtype.hasobject:
         raise TypeError(f"dtype {array.dtype} holds Python objects, which no process can share")
-    if array.nbytes == 0 or (array.flags.c_contiguous and array.flags.aligned):
-        segment = create(
-            array.nbytes, lambda fd, _: write(fd, 0, array, threads=threads), purpose=purpose
-        )
-        return segment, segment.ndarray(0, array.shape, None, array.dtype)
-    layout = Layout.of(array)
+    layout, fill = Layout.of(array), None
     if layout.is_exact:
-        raw = spanned_bytes(array)
-        begin = layout.nbytes - raw.nbytes
-        segment = create(
-            layout.nbytes, lambda fd, _: write(fd, begin, raw, threads=threads), purpose=purpose
-        )
-        return segment, segment.ndarray(layout.offset, array.shape, layout.strides, array.dtype)
-    segment = create(layout.nbytes, purpose=purpose)
+        raw = array if array.flags.c_contiguous or not array.nbytes else spanned_bytes(array)
+        fill = filling(raw, offset=layout.nbytes - raw.nbytes, threads=threads)
+    segment = create(layout.nbytes, fill, purpose=purpose)
     copy = segment.ndarray(layout.offset, array.shape, layout.strides, array.dtype)
-    copy[...] = array
+    if fill is None:
+        copy[...] = array
     return segment, copy
+
+
+def filling(
+    array: Array, dtype: Dtype | None = None, *, offset: int = 0, threads: int = MOST_THREADS
+) -> allocate.Fill:
+    """Return the function that writes values to a new file, as :func:`write`."""
+    return lambda fd, _: write(fd, offset, array, dtype, threads=threads)
 
 
 class Copies:
