@@ -30,7 +30,7 @@ from shmpar.arrays.lock import Lock, lock_of
 from shmpar.errors import SegmentError, SegmentGone, no_attribute
 from shmpar.memory import allocate, names
 from shmpar.memory.layout import address_of
-from shmpar.memory.limits import ClosedOnError, open_with_retry
+from shmpar.memory.limits import ClosedOnError
 from shmpar.memory.locate import locate, memory_owner
 from shmpar.memory.manager import Manager, own_manager
 from shmpar.memory.segment import Array, Location, Segment, find_segment, known_segment
@@ -191,9 +191,10 @@ def _reopen(segment: Segment) -> int:
     # Lock: a duplicated descriptor would share its locks with the process that sent it.
     # Why not /dev/fd on Linux: a sandbox may have a /dev without it.
     folder = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
-    path, flags = f"{folder}/{segment.fileno()}", os.O_RDWR | os.O_CLOEXEC
     try:
-        return open_with_retry(lambda: os.open(path, flags))
+        return segment.duplicate(lambda fd: os.open(f"{folder}/{fd}", os.O_RDWR | os.O_CLOEXEC))
+    except SegmentGone:
+        raise
     except FileNotFoundError:
         raise SegmentError(
             "the lock of an array needs /proc, which is not mounted: let the function return its "

@@ -67,8 +67,11 @@ class Mapping(huge.Range):
         prot = mmap.PROT_READ | (mmap.PROT_WRITE if segment.writable and writable else 0)
         segment.check_whole()
         purpose = f"a mapping of {segment.size:,} bytes in this process"
-        with system.room_for(purpose, system.ADDRESS_SPACE):
-            self = cls._aligned(segment, prot) or cls._anywhere(segment, prot)
+        try:
+            with system.room_for(purpose, system.ADDRESS_SPACE):
+                self = cls._aligned(segment, prot) or cls._anywhere(segment, prot)
+        finally:
+            segment.fileno()  # Why: as in Segment.status()
         self.segment = segment
         self.start = address_of(np.ndarray(1, np.uint8, self)) + self.lead
         _register(self)
@@ -239,20 +242,39 @@ class Segment:
                 "existing arrays stay readable, but they can no longer be shared"
             ) from None
 
+    def status(self) -> os.stat_result:
+        """Return the status of the file."""
+        try:
+            return os.fstat(self.fileno())
+        finally:
+            # Why: if another thread has closed the segment, the number may denote another file.
+            self.fileno()
+
+    def duplicate(self, opens: Callable[[int], int]) -> int:
+        """Return a new descriptor, which a function opens from that of the segment."""
+        try:
+            made = limits.open_with_retry(opens, self.fileno())
+        except OSError:
+            self.fileno()  # Why: as above
+            raise
+        with limits.ClosedOnError(made):
+            self.fileno()
+        return made
+
     def identity(self) -> Identity:
         """Return the device and inode of the file."""
-        found = os.fstat(self.fileno())
+        found = self.status()
         return found.st_dev, found.st_ino
 
     def check_whole(self) -> None:
         """Raise `SegmentError` if the file has become shorter; reading beyond its end is SIGBUS."""
-        if os.fstat(self.fileno()).st_size < self.size:
+        if self.status().st_size < self.size:
             raise system.shortened(f"an array in {self.path or self.kind} cannot be used")
 
     def is_file(self, fd: int) -> bool:
         """Return whether a descriptor is one of the file; False if the segment was closed."""
         with suppress(SegmentGone):
-            return os.path.samestat(os.fstat(self.fileno()), os.fstat(fd))
+            return os.path.samestat(self.status(), os.fstat(fd))
         return False
 
     @property
@@ -357,7 +379,7 @@ class Segment:
         """Return the device of the file, and the bytes that are not reserved yet."""
         with suppress(OSError):  # Why: another thread may be closing the segment
             if not self.reserved:
-                found = os.fstat(self.fileno())
+                found = self.status()
                 return found.st_dev, max(0, self.size - 512 * found.st_blocks)
         return 0, 0
 
@@ -404,7 +426,7 @@ class Segment:
         """Return the path of a mapped file of the user's that another process has sent."""
         with suppress(OSError):
             path = os.readlink(f"/proc/self/fd/{self.fileno()}")
-            return path if system.is_at(self.fileno(), path) else None
+            return path if os.path.samestat(self.status(), os.stat(path)) else None
         return None
 
     def link(self, registry: Callable[[], NameRegistry], name: str | None = None) -> str:
@@ -416,13 +438,11 @@ class Segment:
         with _segments_lock:
             if self.name is not None:
                 return self.name
-            fd, identity = self.fileno(), self.identity()
+            identity = self.identity()
             _by_identity[identity] = self
             if self.kind != "shm" or self._pid != os.getpid():
-                return f"/proc/{os.getpid()}/fd/{fd}"
-            # Why another descriptor: another thread may close the segment meanwhile, and its number
-            # may denote another file then.
-            own = limits.open_with_retry(os.dup, fd)
+                return f"/proc/{os.getpid()}/fd/{self.fileno()}"
+            own = self.duplicate(os.dup)
             try:
                 return self._give_name(own, identity, registry, name)
             finally:
@@ -434,7 +454,6 @@ class Segment:
         """Link a descriptor of the segment, which stays open meanwhile."""
         chosen = name or names.generate_name()
         try:
-            self.fileno()
             with system.room_for(f"a name in {allocate.SHM}", _REMOVE_NAMES):
                 listed = registry()
                 listed.record(chosen, identity)
