@@ -118,7 +118,8 @@ class Manager:
             with self._lock:
                 location = self._take_piece(max(1, nbytes))
             if values is not None:
-                copying.write(location.segment.fileno(), location.offset, values, dtype)
+                layout = location.offset, values.shape, None, dtype or values.dtype
+                location.segment.ndarray(*layout)[...] = values
             return location
         fill = None if values is None else copying.filling(values, dtype)
         return Location(self.create(nbytes, name=name, fill=fill), 0)
