@@ -10,6 +10,7 @@ The last view unmaps a mapping, and no call does: a view cannot fault.
 A segment lives as long as a reference to it or a view of its memory.  Then, or at ``close()``, its
 name is removed, its descriptor is closed and its subscribers are called, each once.
 This end may come inside a finalizer, at any point of any thread, so it takes no lock.
+A call that such an end overtakes raises `SegmentGone`; no call names, locks or maps another file.
 In a forked child the end does nothing: the names belong to the parent, and the numbers of its
 descriptors may denote other files by then.
 A lookup by address never returns a dead mapping, although the kernel reuses addresses.
