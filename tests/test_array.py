@@ -7,6 +7,7 @@ import inspect
 import pickle
 import traceback
 from collections import deque
+from functools import partial
 from multiprocessing.managers import SharedMemoryManager, SyncManager
 from typing import NamedTuple
 
@@ -76,6 +77,9 @@ def test_likes_follow_numpy(order, axes):
             expected.shape, expected.dtype, expected.strides,
         )  # fmt: skip
     assert sa.zeros_like(source, "i8", shape=(2,)).tolist() == [0, 0]
+    flat = np.ones((3, 1, 2)).T  # two of its strides are equal
+    likes = [like(flat, order=order, shape=(3, 2, 4)) for like in (sa.zeros_like, np.zeros_like)]
+    assert likes[0].strides == likes[1].strides
 
 
 def test_full_follows_numpy():
@@ -85,6 +89,14 @@ def test_full_follows_numpy():
     assert sa.full(2, 1, "f4").dtype == "f4"
     with pytest.raises(ValueError, match="broadcast"):
         sa.full((2, 2), [1, 2, 3])
+
+
+@pytest.mark.parametrize("value", [5, (1, 2)])
+def test_axes_of_a_dtype_follow_those_of_the_shape(value):
+    """full() makes the same array as NumPy for a dtype that is a subarray."""
+    made, expected = sa.full((2, 3), value, "(2,)f4"), np.full((2, 3), value, "(2,)f4")
+    assert (made.shape, made.dtype) == (expected.shape, expected.dtype)
+    assert made.tobytes() == expected.tobytes()
 
 
 @given(layouts())
@@ -138,6 +150,7 @@ def test_every_dtype_survives_pickling(dtype):
         (True, TypeError), ((True, 2), TypeError), (None, TypeError), ("23", TypeError),
         ((2**32, 2**32), ValueError), ((2**62, 8), ValueError), ((0, 2**62, 8), ValueError),
         ((1,) * 100, ValueError), (10**14, SegmentFull), (np.array([1.5]), TypeError),
+        ({2, 3}, TypeError), ({2: 3}, TypeError),
     ],
 )  # fmt: skip
 def test_bad_shapes_are_refused(shape, error):
@@ -161,6 +174,9 @@ def test_other_bad_input():
     """Unknown dtypes, ragged lists and masked arrays are refused."""
     with pytest.raises(TypeError, match="not understood"):
         sa.zeros(3, "nonsense")
+    for function in (sa.zeros, sa.array, sa.asarray, sa.zeros_like, partial(sa.full, 2)):
+        with pytest.raises(TypeError, match="not a dtype"):
+            function(3, ",")
     with pytest.raises(ValueError, match="inhomogeneous"):
         sa.array([[1], [2, 3]])
     with pytest.raises(TypeError, match="Python objects"):

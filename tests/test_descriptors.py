@@ -284,6 +284,29 @@ def test_nothing_that_is_received_is_a_standard_stream() -> None:
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
 
 
+def test_an_array_that_is_closed_while_it_is_sent_is_no_other_file(tmp_path: Path) -> None:
+    """Another thread closes an input, and opens a file whose descriptor gets the same number."""
+    (tmp_path / "zeros").write_bytes(bytes(8000))
+    check(
+        f"""
+from shmpar.engines.worker_handle import WorkerHandle
+send = WorkerHandle.send_ahead
+def late(handle, attached):
+    WorkerHandle.send_ahead = send
+    closed = values._handle.segment.fileno()
+    values.close()
+    assert os.open({str(tmp_path / "zeros")!r}, os.O_RDONLY) == closed
+    send(handle, attached)
+with shmpar.Pool(1) as pool:
+    pool.submit(abs, 1).result()
+    values = pool.array(np.full(1000, 3.0))
+    WorkerHandle.send_ahead = late
+    print(set(pool.map_blocks(np.negative, values).tolist()))
+""",
+        "{-3.0}\n",
+    )
+
+
 def test_no_array_is_a_standard_stream() -> None:
     """Text printed to a closed stream is lost, and never written to an array."""
     source = """

@@ -156,6 +156,19 @@ def test_a_closed_segment_keeps_its_views():
     assert len(ended) == 2
 
 
+def test_an_end_within_the_call_that_maps_a_segment_is_told_as_such(monkeypatch):
+    """Another thread may close the descriptor, or its number may denote another file by then."""
+    segment = create(80)
+
+    def late(segment: Segment, _: int) -> None:
+        segment.close()
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(segments.Mapping, "_anywhere", late)
+    with pytest.raises(SegmentGone, match="closed"):
+        segment.ndarray(0, (10,), None, np.dtype("f8"))
+
+
 def test_the_mapping_cannot_be_closed():
     """Closing the mmap object does nothing, so a view never faults."""
     segment, array = share(np.arange(3))

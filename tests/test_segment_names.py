@@ -126,6 +126,56 @@ def test_an_interrupt_while_a_name_is_given_leaves_no_name(after, manager, monke
     assert not os.path.lexists(f"{SHM}/{name}")
 
 
+@pytest.mark.parametrize("reused", [False, True])
+@pytest.mark.parametrize(
+    ("call", "use"),
+    [
+        ("fstat", lambda a: a.address),
+        ("dup", lambda a: a.name),
+        ("open", lambda a: a.lock.acquire()),
+    ],
+)
+def test_an_end_within_a_system_call_is_told_as_such(call, use, reused, manager, monkeypatch):
+    """Another thread may close an array, and open a file whose descriptor gets the number."""
+    names_before = present()
+    a = sa.zeros(3, manager=manager)
+    segment, original, others = a._handle.segment, getattr(os, call), []
+    fd = segment.fileno()
+
+    def late(*args, **kwargs):
+        monkeypatch.setattr(os, call, original)
+        segment.close()
+        if reused:
+            others.append(os.open("/dev/null", os.O_RDWR))
+            assert others == [fd]
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(os, call, late)
+    try:
+        with pytest.raises(SegmentGone, match="the segment was closed"):
+            use(a)
+    finally:
+        for other in others:
+            os.close(other)
+    assert present() == names_before
+
+
+def test_two_threads_may_close_an_array(manager, monkeypatch):
+    """The second call is harmless although the first one has not returned."""
+    a = sa.zeros(3, manager=manager)
+    path, original = f"{SHM}/{a.name}", os.fstat
+
+    def late(fd):
+        monkeypatch.setattr(os, "fstat", original)
+        a.close()
+        return original(fd)
+
+    monkeypatch.setattr(os, "fstat", late)
+    a.close()
+    assert a.closed
+    assert not os.path.lexists(path)
+
+
 def test_a_name_that_was_taken_by_another_file_is_left_alone(manager):
     """Only the very file that was named is removed."""
     a = sa.zeros(3, name="shmpar-test-other", manager=manager)

@@ -173,3 +173,14 @@ def test_windows_of_few_elements_take_little_memory(pools: list[shmpar.Pool]) ->
     for pool in pools:
         found = pool.block_reduce(total, few, chunks=-1)
         assert [one.tobytes() for one in found] == due
+
+
+def test_elements_without_bytes_may_have_gaps(pools: list[shmpar.Pool]) -> None:
+    """A field of no bytes is an input and an argument like any other."""
+    field = np.zeros(5, [("empty", "V0"), ("value", "f8")])["empty"]
+    assert field.strides == (8,)
+    assert share(field)[1].shape == (5,)
+    assert copied_nbytes(field) == 0
+    for pool in pools:
+        assert pool.submit(np.shape, field).result() == (5,)
+        assert pool.block_reduce(np.size, field, chunks=-1).tolist() == [5]

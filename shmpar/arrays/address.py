@@ -16,7 +16,8 @@ import operator
 import re
 import reprlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -149,6 +150,15 @@ def _integers(values: Any, entry: str, minimum: int = 0) -> tuple[int, ...]:
     return tuple(values)
 
 
+def as_dtype(dtype: Any) -> np.dtype[Any]:
+    """Return the dtype that a user has passed; None is float64 as in NumPy."""
+    try:
+        found: np.dtype[Any] = np.dtype(dtype)
+    except SyntaxError:  # NumPy evaluates literals in the string
+        raise TypeError(f"not a dtype: {short_repr(dtype)}") from None
+    return found
+
+
 class ArraySpec(NamedTuple):
     """Shape and dtype of an array that fits into memory.
 
@@ -192,11 +202,8 @@ class ArraySpec(NamedTuple):
         ValueError
             The shape is negative, has too many axes, or more bytes than can be addressed.
         """
-        try:
-            # Why: NumPy sizes "U" and "S", and moves the axes of a subarray into the shape.
-            sample = np.empty(0, dtype)
-        except SyntaxError:  # NumPy evaluates literals in the string
-            raise TypeError(f"not a dtype: {short_repr(dtype)}") from None
+        # Why: NumPy sizes "U" and "S", and moves the axes of a subarray into the shape.
+        sample = np.empty(0, as_dtype(dtype))
         reject_objects(sample.dtype)
         spec = cls(_axes(shape) + sample.shape[1:], sample.dtype)
         spec.check()
@@ -218,7 +225,8 @@ def _axes(shape: Any) -> tuple[int, ...]:
     is_sequence = isinstance(shape, Iterable) and getattr(shape, "ndim", 1) > 0
     lengths = tuple(shape) if is_sequence else (shape,)
     is_bool = any(isinstance(n, (bool, np.bool_)) for n in lengths)
-    if not is_bool and not isinstance(shape, bytes):
+    # Why: a set has no order of the user's.
+    if not is_bool and not isinstance(shape, (bytes, AbstractSet, Mapping)):
         with contextlib.suppress(TypeError):
             return tuple(map(operator.index, lengths))
     raise TypeError(f"shape must be an int or a sequence of ints, not {short_repr(shape)}")

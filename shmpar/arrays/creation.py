@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeAlias, Typ
 
 import numpy as np
 
-from shmpar.arrays.address import ArraySpec, reject_masked, reject_objects
+from shmpar.arrays.address import ArraySpec, as_dtype, reject_masked, reject_objects
 from shmpar.arrays.sharedarray import SharedArray, share_view
 from shmpar.errors import SegmentFull, with_keyword_advice
 from shmpar.memory import allocate, names
@@ -217,8 +217,11 @@ def full(
     >>> full((2, 2), 7).tolist()
     [[7, 7], [7, 7]]
     """
-    value = _shareable(fill_value, dtype)
-    spec = ArraySpec.of(shape, value.dtype)
+    given = None if dtype is None else as_dtype(dtype)
+    # Why apart: the axes of a dtype follow those of the shape.
+    base, axes_of_dtype = (None, ()) if given is None else (given.base, given.shape)
+    value = _shareable(fill_value, base)
+    spec = ArraySpec.of(shape, (value.dtype, axes_of_dtype) if axes_of_dtype else value.dtype)
     axes = _axes_in_memory(order, len(spec.shape))
     return _new(spec, axes, name, manager, np.broadcast_to(value, spec.shape))
 
@@ -356,9 +359,9 @@ def array(values: Any, dtype: Any = None, *, name: Name = None, manager: Owner =
     [[2, 4], [6, 8]]
     """
     is_numbers = isinstance(values, np.ndarray) and values.dtype.kind in _NUMBERS
-    if dtype is not None and is_numbers and np.dtype(dtype).kind in _NUMBERS:
+    if dtype is not None and is_numbers and as_dtype(dtype).kind in _NUMBERS:
         # Why: the copy casts, so no other array of the new dtype is made.
-        plain, dtype = _shareable(values, None), np.dtype(dtype)
+        plain, dtype = _shareable(values, None), as_dtype(dtype)
     else:
         plain = _shareable(values, dtype)
         dtype = plain.dtype
@@ -430,7 +433,7 @@ for _function in (zeros, empty, ones, full, zeros_like, empty_like, array, asarr
 def _shareable(values: Any, dtype: Any) -> Array:
     """View or convert values as a plain array that can be shared."""
     reject_masked(values)
-    plain = np.asarray(values, dtype)
+    plain: Array = np.asarray(values, None if dtype is None else as_dtype(dtype))
     reject_objects(plain.dtype)
     return plain
 

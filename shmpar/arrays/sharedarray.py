@@ -30,7 +30,7 @@ from shmpar.arrays.lock import Lock, lock_of
 from shmpar.errors import SegmentError, SegmentGone, no_attribute
 from shmpar.memory import allocate, names
 from shmpar.memory.layout import address_of
-from shmpar.memory.limits import ClosedOnError, open_with_retry
+from shmpar.memory.limits import ClosedOnError
 from shmpar.memory.locate import locate, memory_owner
 from shmpar.memory.manager import Manager, own_manager
 from shmpar.memory.segment import Array, Location, Segment, find_segment, known_segment
@@ -50,47 +50,30 @@ _WRAPS_SCALARS: Final = np.__version__.startswith("1.")
 
 _DONE: Final = "leave it out: the values are here"
 _NO_CHUNKS: Final = "pass chunks= to the verb: an array has no chunks of its own"
-_LOCK: Final = "write with a.lock: ..."
-_OTHER_NAMES: Final = {
-    **dict.fromkeys(
-        (
-            "array", "as_array", "asarray", "compute", "get", "get_obj", "load", "numpy", "persist",
-            "raw", "result", "to_numpy", "value", "values",
-        ),
-        _DONE,
-    ),
-    **dict.fromkeys(
-        (
-            "chunks", "chunksize", "compute_chunk_sizes", "npartitions", "numblocks", "rechunk",
-            "to_delayed",
-        ),
-        _NO_CHUNKS,
-    ),
-    **dict.fromkeys(("acquire", "get_lock", "release"), _LOCK),
-    **dict.fromkeys(("destroy", "free", "shutdown", "unlink"), "write close()"),
+# Attributes of the arrays of other libraries, and the call to write here.
+_ADVICE: Final = {
+    "array as_array asarray compute get get_obj load numpy persist raw result": _DONE,
+    "to_numpy value values": _DONE,
+    "chunks chunksize compute_chunk_sizes npartitions numblocks": _NO_CHUNKS,
+    "rechunk to_delayed": _NO_CHUNKS,
+    "acquire get_lock release": "write with a.lock: ...",
+    "destroy free shutdown unlink": "write close()",
     "apply": "write pool.map_blocks(f, a), or pool.parallel_map(f, a) for its rows",
     "apply_along_axis": "write pool.apply_along_axis(f, axis, a)",
-    "attrs": "pass an xarray.DataArray to the verb: its labels stay",
+    "attrs coords dims": "pass an xarray.DataArray to the verb: its labels stay",
     "block_reduce": "write pool.block_reduce(f, a)",
-    "blocks": "write a[...] with slices: an array has no chunks of its own",
+    "blocks partitions": "write a[...] with slices: an array has no chunks of its own",
     "buf": "write memoryview(a)",
-    "coords": "pass an xarray.DataArray to the verb: its labels stay",
-    "dask": "write dask.array.from_array(a)",
-    "dims": "pass an xarray.DataArray to the verb: its labels stay",
+    "dask to_dask_array to_dask_dataframe": "write dask.array.from_array(a)",
     "filename": "write a.name",
     "flush": "leave it out: other processes see a write at once",
-    "map": "write pool.parallel_map(f, a)",
+    "map parallel_map": "write pool.parallel_map(f, a)",
     "map_blocks": "write pool.map_blocks(f, a)",
     "map_overlap": "write pool.map_overlap(f, a, depth=...)",
-    "parallel_map": "write pool.parallel_map(f, a)",
-    "partitions": "write a[...] with slices: an array has no chunks of its own",
     "save": "write np.save(path, a)",
     "share": "leave it out: it is shared; pass it to a verb, or send a.address",
-    "shared_memory": "write a.name, or a.address for another process",
-    "shm": "write a.name, or a.address for another process",
+    "shared_memory shm": "write a.name, or a.address for another process",
     "store": "write target[...] = a, or out=target in the verb",
-    "to_dask_array": "write dask.array.from_array(a)",
-    "to_dask_dataframe": "write dask.array.from_array(a)",
     "to_dataframe": "write pandas.DataFrame(a)",
     "to_hdf5": "write file[name] = a with h5py, or out=dataset in the verb",
     "to_npy": 'write np.save(path, a), or out="result.npy" in the verb',
@@ -98,7 +81,8 @@ _OTHER_NAMES: Final = {
     "topk": "write np.partition(a, -k)",
     "vindex": "write a[...], which takes lists of indexes",
     "visualize": "write run.report.plot(), after run = pool.last_run",
-}  # fmt: skip
+}
+_OTHER_NAMES: Final = {name: text for names, text in _ADVICE.items() for name in names.split()}
 
 # Methods of ndarray that may return new memory in the type of the array.
 # Methods that always return a view (T, view, transpose, squeeze, ...) need no wrapper, nor do those
@@ -207,9 +191,10 @@ def _reopen(segment: Segment) -> int:
     # Lock: a duplicated descriptor would share its locks with the process that sent it.
     # Why not /dev/fd on Linux: a sandbox may have a /dev without it.
     folder = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
-    path, flags = f"{folder}/{segment.fileno()}", os.O_RDWR | os.O_CLOEXEC
     try:
-        return open_with_retry(lambda: os.open(path, flags))
+        return segment.duplicate(lambda fd: os.open(f"{folder}/{fd}", os.O_RDWR | os.O_CLOEXEC))
+    except SegmentGone:
+        raise
     except FileNotFoundError:
         raise SegmentError(
             "the lock of an array needs /proc, which is not mounted: let the function return its "
@@ -355,7 +340,7 @@ class SharedArray(np.ndarray[_Shape, _DType]):
             return "private memory of this process (a copy that kept the type)"
         if self.closed:
             return "memory of this process (the array was closed)"
-        kind, name = handle.segment.kind, handle.segment.info().name
+        kind, name = handle.segment.kind, handle.segment.name
         if kind == "file":
             return f"the mapped file {name}"
         kind = _KINDS.get(kind, kind)
@@ -394,7 +379,7 @@ class SharedArray(np.ndarray[_Shape, _DType]):
         """Convert the result of a ufunc, and others that keep subclasses: a view stays shared."""
         if array is self:  # an argument ``out=``
             return self
-        plain = _plain(array)
+        plain = array.view(np.ndarray) if isinstance(array, SharedArray) else array
         return plain[()] if scalar and not plain.ndim else _rewrap(plain, self)
 
     @property
@@ -419,10 +404,6 @@ def share_view(
 ) -> SharedArray[Any, Any]:
     """View a plain array over a segment as a shared one, with a handle of its own."""
     return wrap(array, Handle(place, array, manager, start=start, owner=owner))
-
-
-def _plain(value: Any) -> Any:
-    return value.view(np.ndarray) if isinstance(value, SharedArray) else value
 
 
 def _rewrap(result: Any, parent: SharedArray[Any, Any]) -> Any:
@@ -571,28 +552,26 @@ def _parse(where: Any, shape: Any, dtype: Any) -> Address:
 
 def _open_segment(address: Address) -> Segment:
     """Open the segment, or find it among the open segments of this process."""
-    fd, writable = _open_file(address) if address.file else names.open_named(address.name)
+    name, verify = address.name, functools.partial(_verify, address)
+    if address.file:
+        shown, may_write = short_repr(name), address.writable
+        fd, writable = names.open_checked(name, shown, verify, writable=may_write)
+    else:
+        fd, writable = names.open_named(name)
     with ClosedOnError(fd):
         found = os.fstat(fd)
-        _verify(address, found)
+        verify(found)
         segment = find_segment((found.st_dev, found.st_ino))
         # Why: a file may have grown since it was attached.
         if segment is None or segment.writable < writable or segment.size < address.size:
             if writable and not address.file and found.st_blocks * 512 < found.st_size:
                 # Why: its maker reserved nothing; a write to a page without room is SIGBUS.
                 allocate.reserve_range(fd, 0, found.st_size)
-            kind = "memfd" if address.name.startswith("/proc/") else "shm"
+            kind = "memfd" if name.startswith("/proc/") else "shm"
             kind = "file" if address.file else kind
-            return known_segment(fd, kind, address.name, writable=writable)
+            return known_segment(fd, kind, name, writable=writable)
     os.close(fd)
     return segment
-
-
-def _open_file(address: Address) -> tuple[int, bool]:
-    """Open a mapped file of the user's again, after a check that it is the same file."""
-    check = functools.partial(_verify, address)
-    shown = short_repr(address.name)
-    return names.open_checked(address.name, shown, check, writable=address.writable)
 
 
 def _verify(address: Address, found: os.stat_result) -> None:

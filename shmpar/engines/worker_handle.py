@@ -25,7 +25,6 @@ from typing import Any
 
 from shmpar.engines.engine import ActivePlan, Exit, Generation
 from shmpar.engines.launch import Launched
-from shmpar.errors import SegmentGone
 from shmpar.ipc.protocol import (
     AddSegments,
     Environment,
@@ -49,11 +48,24 @@ EXIT_SECONDS = 2.0
 
 
 class Attached:
-    """Segments that go to a worker with a message: records, and their descriptors."""
+    """Segments that go to a worker with a message: records, and duplicates of their descriptors.
+
+    Why duplicates: another thread may close a segment before the message is sent. Its number may
+    denote another file then, which the worker would map.
+    """
 
     def __init__(self) -> None:
         self.records: list[SegmentRecord] = []
         self.descriptors: list[int] = []
+
+    def drop(self, count: int) -> None:
+        """Drop the first segments, which were sent."""
+        for fd in self.descriptors[:count]:
+            os.close(fd)
+        del self.records[:count], self.descriptors[:count]
+
+    def __del__(self) -> None:
+        self.drop(len(self.descriptors))
 
 
 @dataclass(eq=False, repr=False, slots=True)
@@ -208,9 +220,10 @@ class WorkerHandle:
 
     def _attach(self, segment: Segment, attached: Attached, *, private: bool) -> None:
         try:
-            fd = segment.fileno()
-        except SegmentGone:
+            fd = segment.duplicate(os.dup)
+        except OSError:  # also SegmentGone
             self.segments -= {record.key for record in attached.records if not record.private}
+            attached.drop(len(attached.descriptors))  # Why: the error keeps this frame.
             raise
         attached.records.append(
             SegmentRecord(
@@ -230,7 +243,7 @@ class WorkerHandle:
         while len(attached.descriptors) > limit:
             message = AddSegments(attached.records[:limit])
             self.send(message, attached.descriptors[:limit])
-            del attached.records[:limit], attached.descriptors[:limit]
+            attached.drop(limit)
 
     def changed(self, environment: Environment) -> Environment | None:
         """Return the environment if the worker does not have it, else None."""

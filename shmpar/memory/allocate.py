@@ -111,7 +111,7 @@ def _open_memfd() -> int:
 def restrict(fd: int) -> None:
     """Take the permissions of other users from a memory file, which the kernel makes with 0o777."""
     # Why optional: other users reach a file without a name through /proc alone, which refuses them.
-    system.attempt("fchmod", lambda: os.fchmod(fd, 0o600), lambda: None)
+    system.granted("fchmod", lambda: os.fchmod(fd, 0o600))
 
 
 def _open_tempfile() -> int:
@@ -251,13 +251,12 @@ def fill_zeros(fd: int, nbytes: int) -> int:
 
 
 def _reserve(fd: int, start: int, stop: int, *, new: bool) -> None:
-    def write_or_check() -> None:
-        if new:
-            write_all(fd, memoryview(bytes(stop - start)), start)
-        else:
-            _check_room(fd, stop - start)
-
-    system.attempt("fallocate", lambda: system.fallocate(fd, start, stop - start), write_or_check)
+    if system.granted("fallocate", lambda: system.fallocate(fd, start, stop - start)):
+        return
+    if new:
+        write_all(fd, memoryview(bytes(stop - start)), start)
+    else:
+        _check_room(fd, stop - start)
 
 
 def write_all(fd: int, raw: memoryview, offset: int) -> None:
@@ -298,7 +297,8 @@ def promise(bookings: list[Promised], fd: int, nbytes: int) -> int:
     bookings : list
         Gets an object that keeps the room as long as it lives, until :func:`note_promise` does.
     """
-    if huge.refusal() is not None or not limits.is_in_memory(fd) or not _can_reserve(fd):
+    in_pages = huge.refusal() is None and limits.is_in_memory(fd)
+    if not in_pages or not system.granted("fallocate", lambda: system.fallocate(fd, 0, 1)):
         return fill_zeros(fd, nbytes)
     bookings.append(booking := _Booking(fd, nbytes))
     try:
@@ -308,14 +308,6 @@ def promise(bookings: list[Promised], fd: int, nbytes: int) -> int:
         raise
     os.ftruncate(fd, nbytes)
     return 0
-
-
-def _can_reserve(fd: int) -> bool:
-    def reserve() -> bool:
-        system.fallocate(fd, 0, 1)
-        return True
-
-    return system.attempt("fallocate", reserve, lambda: False)
 
 
 class LazyPages:
@@ -665,12 +657,7 @@ def _temporary_name(path: str) -> str:
 
 def _was_linked(fd: int, path: str) -> bool:
     """Give a nameless file a name; return False if the system refuses that."""
-
-    def link() -> bool:
-        link_file(fd, path)
-        return True
-
-    return system.attempt("linkat", link, lambda: False)
+    return system.granted("linkat", lambda: link_file(fd, path))
 
 
 def _copy(fd: int, path: str) -> None:
@@ -685,16 +672,12 @@ def _copy(fd: int, path: str) -> None:
 
 def _rename(temporary: str, path: str, *, replace: bool) -> None:
     """Rename a file; unless it replaces another, to a name that nobody has."""
-
-    def reserve_name() -> None:
+    if not replace:
+        if system.granted("link", lambda: os.link(temporary, path)):
+            return
         # Why: a rename replaces, and a file system without links has no other way to be first.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL))
-        os.replace(temporary, path)
-
-    if replace:
-        os.replace(temporary, path)
-    else:
-        system.attempt("link", lambda: os.link(temporary, path), reserve_name)
+    os.replace(temporary, path)
 
 
 def link_file(fd: int, path: str) -> None:

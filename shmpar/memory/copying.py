@@ -26,7 +26,7 @@ from typing import Any, Final
 import numpy as np
 
 from shmpar.memory import allocate, huge, limits
-from shmpar.memory.layout import Layout, byte_bounds, spanned_bytes
+from shmpar.memory.layout import Layout, spanned_bytes
 from shmpar.memory.segment import Array, Dtype, Segment, create
 from shmpar.memory.system import return_freed_blocks
 
@@ -34,7 +34,6 @@ MOST_THREADS: Final = 4  # Why: a few threads take all of the memory's speed
 """Threads that copy an array in the process of the caller, whose workers wait meanwhile."""
 
 _BYTES_PER_THREAD: Final = 32 << 20  # Why: a thread takes a while to begin
-_BUFFER_BYTES: Final = 1 << 20  # Why: a buffer for strided values that stays in the CPU's cache
 _SLOW_BYTES: Final = 64 << 20  # Why: a copy of so many is slow beside the search for freed blocks
 
 
@@ -133,22 +132,22 @@ def share(
     """
     if array.dtype.hasobject:
         raise TypeError(f"dtype {array.dtype} holds Python objects, which no process can share")
-    if array.nbytes == 0 or (array.flags.c_contiguous and array.flags.aligned):
-        segment = create(
-            array.nbytes, lambda fd, _: write(fd, 0, array, threads=threads), purpose=purpose
-        )
-        return segment, segment.ndarray(0, array.shape, None, array.dtype)
-    layout = Layout.of(array)
+    layout, fill = Layout.of(array), None
     if layout.is_exact:
-        raw, begin = spanned_bytes(array), layout.offset + byte_bounds(*_form(array))[0]
-        segment = create(
-            layout.nbytes, lambda fd, _: write(fd, begin, raw, threads=threads), purpose=purpose
-        )
-        return segment, segment.ndarray(layout.offset, array.shape, layout.strides, array.dtype)
-    segment = create(layout.nbytes, purpose=purpose)
+        raw = array if array.flags.c_contiguous or not array.nbytes else spanned_bytes(array)
+        fill = filling(raw, offset=layout.nbytes - raw.nbytes, threads=threads)
+    segment = create(layout.nbytes, fill, purpose=purpose)
     copy = segment.ndarray(layout.offset, array.shape, layout.strides, array.dtype)
-    copy[...] = array
+    if fill is None:
+        copy[...] = array
     return segment, copy
+
+
+def filling(
+    array: Array, dtype: Dtype | None = None, *, offset: int = 0, threads: int = MOST_THREADS
+) -> allocate.Fill:
+    """Return the function that writes values to a new file, as :func:`write`."""
+    return lambda fd, _: write(fd, offset, array, dtype, threads=threads)
 
 
 class Copies:
@@ -205,15 +204,14 @@ def copied_nbytes(array: Array) -> int:
     return Layout.of(array).nbytes
 
 
-def _form(array: Array) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    return array.shape, array.strides, array.itemsize
-
-
 def memory_order(array: Array) -> list[int]:
     """Return the axes from the slowest in memory to the fastest."""
-    axes, steps = range(array.ndim), array.strides
-    if array.flags.c_contiguous:  # Why: the strides of axes of length 1 mean nothing
-        return list(axes)
+    axes, steps = list(range(array.ndim)), array.strides
+    # Why these first: the strides of axes of length 1 mean nothing.
+    if array.flags.c_contiguous:
+        return axes
+    if array.flags.f_contiguous:
+        return axes[::-1]
     return sorted(axes, key=lambda axis: -abs(steps[axis]))
 
 
@@ -248,18 +246,15 @@ def write(
     if as_they_are and array.flags.c_contiguous:
         array, dtype = array.reshape(-1).view(np.uint8), np.dtype(np.uint8)
     dtype = dtype or array.dtype
-    nbytes, done = array.size * dtype.itemsize, 0
+    nbytes = array.size * dtype.itemsize
     pages = huge.NewPages.of(fd, nbytes) if offset == 0 else None
-    if pages is not None and array.dtype == dtype and array.flags.c_contiguous:
-        done = _Filling(pages, array).run(fd, threads)
-    elif pages is not None:
-        done = _fill_pages(fd, pages, array, dtype)
     if dtype == array.dtype and array.flags.c_contiguous:
+        done = 0 if pages is None else _Filling(pages, array).run(fd, threads)
         raw = memoryview(array)  # type: ignore[arg-type]
         for start, stop in allocate.checked_steps(fd, nbytes, done):
             allocate.write_all(fd, raw[start:stop], offset + start)
-    elif done < nbytes:
-        _write_strided(fd, offset, array, dtype, done)
+    else:
+        _gather(fd, offset, array, dtype, pages)
     return 0 if pages is None else pages.made
 
 
@@ -328,21 +323,25 @@ class _Filling:
             self._ends.put(end)
 
 
-def _fill_pages(fd: int, pages: huge.NewPages, array: Array, dtype: Dtype) -> int:
-    """Copy values into huge pages as they are made; return how many leading bytes are copied."""
-    start = checked = 0
-    nbytes = array.size * dtype.itemsize
+def _gather(fd: int, offset: int, array: Array, dtype: Dtype, pages: huge.NewPages | None) -> None:
+    """Write values with gaps, or cast to a dtype: into huge pages, else by a buffer.
+
+    Why not through a mapping: each page would be a fault.
+    """
+    nbytes, start, checked = array.size * dtype.itemsize, 0, 0
+    buffer = np.empty(min(nbytes, max(huge.PAGE, dtype.itemsize)), np.uint8)
     steps = allocate.checked_steps(fd, nbytes)
     for block in _blocks(array, dtype.itemsize):
         stop = start + block.size * dtype.itemsize
         while checked < stop:
             _, checked = next(steps)
-        if not pages.make(stop):
-            return start
         # Why at once: a page that was just zeroed lies in the cache of the processor.
-        pages.memory[start:stop].view(dtype).reshape(block.shape)[...] = block
+        made = None if pages is None or not pages.make(stop) else pages.memory[start:stop]
+        memory = buffer[: stop - start] if made is None else made
+        memory.view(dtype).reshape(block.shape)[...] = block
+        if made is None:
+            allocate.write_all(fd, memoryview(memory), offset + start)  # type: ignore[arg-type]
         start = stop
-    return nbytes
 
 
 def _blocks(array: Array, itemsize: int) -> Iterator[Array]:
@@ -355,22 +354,4 @@ def _blocks(array: Array, itemsize: int) -> Iterator[Array]:
         if count:
             yield array[first : first + count]
         else:
-            yield from _blocks(array[first], itemsize)
-
-
-def _write_strided(fd: int, offset: int, array: Array, dtype: Dtype, done: int) -> None:
-    """Gather values in a buffer, which is faster than writing through a mapping."""
-    buffersize = max(1, _BUFFER_BYTES // dtype.itemsize)
-    steps = allocate.checked_steps(fd, array.size * dtype.itemsize, done)
-    checked = written = done
-    flags: Any = ["external_loop", "buffered", "ranged"]
-    pieces: Any = np.nditer(array, flags, order="C", buffersize=buffersize)
-    pieces.iterrange = done // dtype.itemsize, array.size
-    for piece in pieces:
-        if written >= checked:
-            _, checked = next(steps, (0, array.size * dtype.itemsize))
-        # Why no cast by the iterator: it would tell of no value that the dtype cannot hold.
-        values = np.ascontiguousarray(piece, dtype)
-        raw = memoryview(values.view(np.uint8))  # type: ignore[arg-type]
-        allocate.write_all(fd, raw, offset + written)
-        written += values.nbytes
+            yield from _blocks(array[first, ...], itemsize)

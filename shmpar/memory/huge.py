@@ -22,13 +22,14 @@ import mmap
 import os
 import sys
 import time
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 
 from shmpar.memory import limits, system
+from shmpar.memory.layout import address_of
 
-T = TypeVar("T", bound=mmap.mmap)
+T = TypeVar("T", bound="Range")
 
 PAGE: Final = 2 << 20
 MIN_BYTES: Final = 2 * PAGE
@@ -61,12 +62,12 @@ def refusal() -> str | None:
 
 
 class Range(mmap.mmap):
-    """A range of addresses, over whose aligned part a file is laid.
+    """A file in the memory of this process, perhaps over a part of a longer range of addresses.
 
     Attributes
     ----------
     lead : int
-        Bytes before the file.
+        Bytes of this object before the first byte of the file.
     """
 
     __slots__ = ("lead",)
@@ -84,13 +85,13 @@ def new_range(cls: type[T], fd: int, nbytes: int, prot: int) -> T:
         There is no room for the addresses.
     """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    memory: Any = mmap.mmap.__new__(cls, -1, nbytes + PAGE, flags, prot)
-    start = np.ndarray(1, np.uint8, memory).__array_interface__["data"][0]
+    memory = mmap.mmap.__new__(cls, -1, nbytes + PAGE, flags, prot)
+    start = address_of(np.ndarray(1, np.uint8, memory))
     memory.lead = -start % PAGE
     place = start + memory.lead
     if system.libc().mmap(place, nbytes, prot, mmap.MAP_SHARED | _MAP_FIXED, fd, 0) != place:
         raise system.last_error()
-    return memory  # type: ignore[no-any-return]
+    return memory
 
 
 class PageMaker:
@@ -172,9 +173,8 @@ class NewPages:
         os.ftruncate(fd, nbytes)
         mapping = new_range(Range, fd, nbytes, mmap.PROT_READ | mmap.PROT_WRITE)
         self.memory = np.ndarray(nbytes, np.uint8, mapping, mapping.lead)
-        self._first = 0  # the end of the pages that were made in order
-        self._alone: list[int] = []  # Why a list: several threads may append to it
-        self._maker = PageMaker(self.memory.__array_interface__["data"][0])
+        self._made: list[int] = []  # Why a list: several threads may append to it
+        self._maker = PageMaker(address_of(self.memory))
         self._fd = fd
         self._whole = nbytes // PAGE * PAGE
 
@@ -196,19 +196,19 @@ class NewPages:
         """Make one page whose first bytes are reserved, in any thread."""
         made = self._maker.make_reserved(self._fd, start)
         if made:
-            self._alone.append(start)
+            self._made.append(start)
         return made
 
     def make(self, stop: int) -> bool:
         """Make the pages of the bytes before `stop`; return False if one of them is refused."""
-        while self._first < min(stop, self._whole):
-            if self._maker.make(self._fd, self._first):
-                self._first += PAGE
+        while self.made < min(stop, self._whole):
+            if self._maker.make(self._fd, self.made):
+                self._made.append(self.made)
             else:
-                self._whole = self._first
-        return stop <= self._first
+                self._whole = self.made
+        return stop <= self.made
 
     @property
     def made(self) -> int:
         """Bytes of the pages that were made."""
-        return self._first + PAGE * len(self._alone)
+        return PAGE * len(self._made)

@@ -119,6 +119,8 @@ class Layout(NamedTuple):
         ((8, -800), (40, 16))
         """
         strides, shape, itemsize = array.strides, array.shape, array.itemsize
+        if not array.nbytes:  # Why: elements without bytes may have gaps, but need no place.
+            return cls(0, strides if itemsize else (0,) * array.ndim, 0, is_exact=True)
         low, high = byte_bounds(shape, strides, itemsize)
         exact = high - low <= 2 * array.nbytes
         if not exact:

@@ -121,8 +121,12 @@ class ClosedOnError:
 
 def descriptor_limits() -> tuple[int, int]:
     """Return the soft and the hard limit; -1 if there is none."""
+    return _limits("RLIMIT_NOFILE")
+
+
+def _limits(name: str) -> tuple[int, int]:
     return system.attempt(
-        "getrlimit", lambda: resource.getrlimit(resource.RLIMIT_NOFILE), lambda: (-1, -1)
+        "getrlimit", lambda: resource.getrlimit(getattr(resource, name)), lambda: (-1, -1)
     )
 
 
@@ -382,7 +386,5 @@ def _most_tasks() -> tuple[int, str]:
     for _, folder in cgroup_folders("pids"):
         with suppress(ValueError):  # Why: it may be "max"
             found += [(n, "pids.max") for n in _numbers(folder, ["pids.max"])]
-    user = system.attempt(
-        "getrlimit", lambda: resource.getrlimit(resource.RLIMIT_NPROC)[0], lambda: -1
-    )
+    user, _ = _limits("RLIMIT_NPROC")
     return min([*found, (user, "ulimit -u")] if user >= 0 else found)

@@ -23,6 +23,7 @@ import numpy as np
 
 from shmpar.memory.layout import address_of, lies_within
 from shmpar.memory.limits import ClosedOnError, open_with_retry
+from shmpar.memory.names import Identity
 from shmpar.memory.segment import Location, Mapping, Segment, find_mapping
 from shmpar.memory.system import NO_DESCRIPTORS, shortened
 
@@ -118,8 +119,8 @@ class _MappedFile(NamedTuple):
     ----------
     path : str
         Its path, which may lead to another file by now.
-    device, inode : int or None
-        Its identity; None if the platform does not tell it.
+    identity : tuple of (int, int) or None
+        Its device and inode; None if the platform does not tell them.
     writable : bool
         True if the mapping is writable.
     start : int
@@ -127,8 +128,7 @@ class _MappedFile(NamedTuple):
     """
 
     path: str
-    device: int | None
-    inode: int | None
+    identity: Identity | None
     writable: bool
     start: int
 
@@ -168,10 +168,9 @@ def _from_kernel(array: Array) -> _MappedFile | None:
             start, _, flags, offset, major, minor, inode, path = found.groups()
             if flags[3] != "s" or path.endswith(" (deleted)"):
                 return None
-            device = os.makedev(int(major, 16), int(minor, 16))
+            identity = os.makedev(int(major, 16), int(minor, 16)), int(inode)
             origin = int(start, 16) - int(offset, 16)
-            path = path.replace("\\012", "\n")
-            return _MappedFile(path, device, int(inode), "w" in flags, origin)
+            return _MappedFile(path.replace("\\012", "\n"), identity, "w" in flags, origin)
     return None
 
 
@@ -186,7 +185,7 @@ def _from_memmap(array: Array) -> _MappedFile | None:
     if root is None or root.filename is None or root.mode == "c":
         return None
     start = address_of(root) - root.offset
-    return _MappedFile(os.fspath(root.filename), None, None, root.mode != "r", start)
+    return _MappedFile(os.fspath(root.filename), None, root.mode != "r", start)
 
 
 def _open_again(file: _MappedFile) -> Segment | None:
@@ -209,8 +208,9 @@ def _open_again(file: _MappedFile) -> Segment | None:
 
 
 def _is_same(file: _MappedFile, found: os.stat_result) -> bool:
-    if file.inode is None or file.device is None:
+    if file.identity is None:
         return True
+    device, inode = file.identity
     # Why: a layered file system reports an anonymous device, of major number 0.
-    layered = 0 in {os.major(file.device), os.major(found.st_dev)}
-    return file.inode == found.st_ino and (file.device == found.st_dev or layered)
+    layered = 0 in {os.major(device), os.major(found.st_dev)}
+    return inode == found.st_ino and (device == found.st_dev or layered)

@@ -14,7 +14,6 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from functools import partial
 from typing import Final, Self
 
 from shmpar.memory import allocate, copying, limits, names
@@ -119,9 +118,10 @@ class Manager:
             with self._lock:
                 location = self._take_piece(max(1, nbytes))
             if values is not None:
-                copying.write(location.segment.fileno(), location.offset, values, dtype)
+                layout = location.offset, values.shape, None, dtype or values.dtype
+                location.segment.ndarray(*layout)[...] = values
             return location
-        fill = None if values is None else partial(_fill, values, dtype)
+        fill = None if values is None else copying.filling(values, dtype)
         return Location(self.create(nbytes, name=name, fill=fill), 0)
 
     def segments(self) -> list[Segment]:
@@ -203,11 +203,6 @@ class Manager:
                 segment.unlink()
             for segment in list(self._owned.values()):
                 segment.close()
-
-
-def _fill(values: Array, dtype: Dtype | None, fd: int, _: int) -> int:
-    """Write values to a new file; return the bytes in huge pages."""
-    return copying.write(fd, 0, values, dtype, threads=copying.MOST_THREADS)
 
 
 _default: Manager | None = None

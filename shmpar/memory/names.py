@@ -16,6 +16,7 @@ A registry of a dead process removes no name that the registry of a living proce
 array that was taken over survives its maker.
 """
 
+import itertools
 import os
 import re
 import stat
@@ -363,20 +364,23 @@ def nameless() -> list[Nameless]:
 
     Other programs' nameless files in ``/dev/shm`` are among them.
     """
+    # None stands for a file that is no segment.
     found: dict[Identity, Nameless | None] = {}
-    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    pids = sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
     # Why all descriptors first: they tell the size, and whether the file has a name by now.
-    for collect in (_collect_open, _collect_mapped):
-        for pid in sorted(pids):
-            with suppress(OSError):  # the process has exited, or belongs to another user
-                if os.stat(f"/proc/{pid}/fd").st_uid == os.geteuid():
-                    collect(pid, found)
+    for look, pid in itertools.product((_opened_by, _mapped_by), pids):
+        with suppress(OSError):  # the process has exited, or belongs to another user
+            if os.stat(f"/proc/{pid}/fd").st_uid == os.geteuid():
+                for identity, made in look(pid):
+                    known = found.setdefault(identity, made)
+                    if known is not None:
+                        found[identity] = known._replace(pids=tuple(sorted({*known.pids, pid})))
     segments = [one for one in found.values() if one is not None]
     return sorted(segments, key=lambda one: -one.used)
 
 
-def _collect_open(pid: int, found: dict[Identity, Nameless | None]) -> None:
-    """Add the files of which a process has descriptors; None for those that are no segments."""
+def _opened_by(pid: int) -> Iterator[tuple[Identity, Nameless | None]]:
+    """Yield the files of which a process has descriptors."""
     for name in os.listdir(f"/proc/{pid}/fd"):
         with suppress(OSError):  # it was closed meanwhile
             match = re.fullmatch(_NAMELESS, os.readlink(f"/proc/{pid}/fd/{name}"))
@@ -386,11 +390,11 @@ def _collect_open(pid: int, found: dict[Identity, Nameless | None]) -> None:
                 # Why: the kernel shows no name of a file that got one later, and a file of no
                 # bytes is a ticket counter.
                 is_other = bool(status.st_nlink) or not status.st_size
-                _add(pid, found, (status.st_dev, status.st_ino), None if is_other else made)
+                yield (status.st_dev, status.st_ino), None if is_other else made
 
 
-def _collect_mapped(pid: int, found: dict[Identity, Nameless | None]) -> None:
-    """Add the files that a process maps without a descriptor, of which every byte is reserved."""
+def _mapped_by(pid: int) -> Iterator[tuple[Identity, Nameless]]:
+    """Yield the files that a process maps, if without a descriptor, with every byte reserved."""
     # Why not /proc/<pid>/map_files: only the superuser may follow its links.
     whole: dict[Identity, tuple[str, int]] = {}
     with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as lines:
@@ -399,15 +403,7 @@ def _collect_mapped(pid: int, found: dict[Identity, Nameless | None]) -> None:
             identity, stop = (os.makedev(major, minor), int(match[6])), offset + end - begin
             whole[identity] = match[7], max(stop, whole.get(identity, ("", 0))[1])
     for identity, (path, size) in whole.items():
-        _add(pid, found, identity, Nameless(path, size, size, ()))
-
-
-def _add(
-    pid: int, found: dict[Identity, Nameless | None], identity: Identity, made: Nameless | None
-) -> None:
-    known = found.setdefault(identity, made)
-    if known is not None:
-        found[identity] = known._replace(pids=tuple(sorted({*known.pids, pid})))
+        yield identity, Nameless(path, size, size, ())
 
 
 @contextmanager

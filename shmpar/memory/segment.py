@@ -10,6 +10,7 @@ The last view unmaps a mapping, and no call does: a view cannot fault.
 A segment lives as long as a reference to it or a view of its memory.  Then, or at ``close()``, its
 name is removed, its descriptor is closed and its subscribers are called, each once.
 This end may come inside a finalizer, at any point of any thread, so it takes no lock.
+A call that such an end overtakes raises `SegmentGone`; no call names, locks or maps another file.
 In a forked child the end does nothing: the names belong to the parent, and the numbers of its
 descriptors may denote other files by then.
 A lookup by address never returns a dead mapping, although the kernel reuses addresses.
@@ -24,12 +25,11 @@ import os
 import sys
 import threading
 import weakref
-from bisect import bisect_left, bisect_right, insort
-from collections import deque
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from operator import attrgetter
+from operator import itemgetter
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
@@ -48,7 +48,7 @@ Ints = Sequence[int]
 _UNTRACKED: Final[dict[str, Any]] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 
-class Mapping(mmap.mmap):
+class Mapping(huge.Range):
     """A whole segment in the memory of this process.
 
     Attributes
@@ -57,22 +57,22 @@ class Mapping(mmap.mmap):
         The segment, which therefore lives as long as any view.
     start : int
         Address of the first byte.
-    lead : int
-        Bytes of this object before the first byte of the segment.
     """
 
-    __slots__ = ("lead", "segment", "start")
+    __slots__ = ("segment", "start")
     segment: Segment
     start: int
-    lead: int
 
     def __new__(cls, segment: Segment, *, writable: bool = True) -> Self:
         """Map the file of a segment; copy on write if the segment is private."""
         prot = mmap.PROT_READ | (mmap.PROT_WRITE if segment.writable and writable else 0)
         segment.check_whole()
         purpose = f"a mapping of {segment.size:,} bytes in this process"
-        with system.room_for(purpose, system.ADDRESS_SPACE):
-            self = cls._aligned(segment, prot) or cls._anywhere(segment, prot)
+        try:
+            with system.room_for(purpose, system.ADDRESS_SPACE):
+                self = cls._aligned(segment, prot) or cls._anywhere(segment, prot)
+        finally:
+            segment.fileno()  # Why: as in Segment.status()
         self.segment = segment
         self.start = address_of(np.ndarray(1, np.uint8, self)) + self.lead
         _register(self)
@@ -98,21 +98,12 @@ class Mapping(mmap.mmap):
         """Do nothing: arrays may use this memory, so the last of them unmaps it."""
 
 
-class _MappingRef(weakref.ref[Mapping]):
-    """A weak reference that knows the address of its mapping after it has died."""
-
-    __slots__ = ("start",)
-    start: int
-
-
-_start_of: Final = attrgetter("start")
-
 # Lock: protects _mappings.  No finalizer takes it: the garbage collector may run while the same
 # thread holds it.
 _mappings_lock = threading.Lock()
-# Invariant: sorted by start.  Of two equal starts the last one lives; an interrupt left the other.
-_mappings: list[_MappingRef] = []
-_dead: deque[_MappingRef] = deque()  # Invariant: a mapping is here before its range can be reused
+# Invariant: sorted by address; no other one begins within the bytes of a living one.
+_mappings: list[tuple[int, weakref.ref[Mapping]]] = []
+_start_of: Final = itemgetter(0)
 
 
 def find_mapping(address: int) -> Mapping | None:
@@ -123,32 +114,20 @@ def find_mapping(address: int) -> Mapping | None:
     Cost: a binary search under a lock.
     """
     with _mappings_lock:
-        _remove_dead()
         position = bisect_right(_mappings, address, key=_start_of)
-        mapping = _mappings[position - 1]() if position else None
+        mapping = _mappings[position - 1][1]() if position else None
     inside = mapping is not None and address < mapping.start + mapping.segment.size
     return mapping if inside else None
 
 
 def _register(mapping: Mapping) -> None:
-    # Why: the callback is written in C, so no signal interrupts it.  It runs before the memory is
-    # unmapped, and only once nothing can bring the mapping back to life.
-    found = _MappingRef(mapping, _dead.append)
-    found.start = mapping.start
     with _mappings_lock:
-        _remove_dead()
-        insort(_mappings, found, key=_start_of)
-
-
-def _remove_dead() -> None:
-    """Forget the address ranges of dead mappings; the caller holds the lock."""
-    while _dead:
-        # Why: an interrupt may come after each line, and the next call repeats them.
-        gone = _dead[0]
-        first = bisect_left(_mappings, gone.start, key=_start_of)
-        last = bisect_right(_mappings, gone.start, key=_start_of)
-        _mappings[first:last] = [one for one in _mappings[first:last] if one is not gone]
-        _dead.popleft()
+        first = bisect_left(_mappings, mapping.start, key=_start_of)
+        last = bisect_left(_mappings, mapping.start + mapping.segment.size, key=_start_of)
+        # Why: a mapping that began within these addresses is dead, since they were free.
+        while first and _mappings[first - 1][1]() is None:
+            first -= 1
+        _mappings[first:last] = [(mapping.start, weakref.ref(mapping))]
 
 
 def _nothing() -> None:
@@ -264,26 +243,39 @@ class Segment:
                 "existing arrays stay readable, but they can no longer be shared"
             ) from None
 
+    def status(self) -> os.stat_result:
+        """Return the status of the file."""
+        try:
+            return os.fstat(self.fileno())
+        finally:
+            # Why: if another thread has closed the segment, the number may denote another file.
+            self.fileno()
+
+    def duplicate(self, opens: Callable[[int], int]) -> int:
+        """Return a new descriptor, which a function opens from that of the segment."""
+        try:
+            made = limits.open_with_retry(opens, self.fileno())
+        except OSError:
+            self.fileno()  # Why: as above
+            raise
+        with limits.ClosedOnError(made):
+            self.fileno()
+        return made
+
     def identity(self) -> Identity:
         """Return the device and inode of the file."""
-        found = os.fstat(self.fileno())
+        found = self.status()
         return found.st_dev, found.st_ino
 
     def check_whole(self) -> None:
         """Raise `SegmentError` if the file has become shorter; reading beyond its end is SIGBUS."""
-        if os.fstat(self.fileno()).st_size < self.size:
+        if self.status().st_size < self.size:
             raise system.shortened(f"an array in {self.path or self.kind} cannot be used")
-
-    def is_at(self, path: str) -> bool:
-        """Return whether a path leads to the file."""
-        with suppress(OSError):
-            return os.path.samestat(os.fstat(self.fileno()), os.stat(path))
-        return False
 
     def is_file(self, fd: int) -> bool:
         """Return whether a descriptor is one of the file; False if the segment was closed."""
         with suppress(SegmentGone):
-            return os.path.samestat(os.fstat(self.fileno()), os.fstat(fd))
+            return os.path.samestat(self.status(), os.fstat(fd))
         return False
 
     @property
@@ -386,9 +378,9 @@ class Segment:
 
     def unreserved(self) -> tuple[int, int]:
         """Return the device of the file, and the bytes that are not reserved yet."""
-        with suppress(OSError, SegmentGone):  # Why: another thread may be closing the segment
+        with suppress(OSError):  # Why: another thread may be closing the segment
             if not self.reserved:
-                found = os.fstat(self.fileno())
+                found = self.status()
                 return found.st_dev, max(0, self.size - 512 * found.st_blocks)
         return 0, 0
 
@@ -433,9 +425,9 @@ class Segment:
 
     def _path_of_file(self) -> str | None:
         """Return the path of a mapped file of the user's that another process has sent."""
-        with suppress(OSError, SegmentGone):
+        with suppress(OSError):
             path = os.readlink(f"/proc/self/fd/{self.fileno()}")
-            return path if self.is_at(path) else None
+            return path if os.path.samestat(self.status(), os.stat(path)) else None
         return None
 
     def link(self, registry: Callable[[], NameRegistry], name: str | None = None) -> str:
@@ -447,13 +439,11 @@ class Segment:
         with _segments_lock:
             if self.name is not None:
                 return self.name
-            fd, identity = self.fileno(), self.identity()
+            identity = self.identity()
             _by_identity[identity] = self
             if self.kind != "shm" or self._pid != os.getpid():
-                return f"/proc/{os.getpid()}/fd/{fd}"
-            # Why another descriptor: another thread may close the segment meanwhile, and its number
-            # may denote another file then.
-            own = limits.open_with_retry(os.dup, fd)
+                return f"/proc/{os.getpid()}/fd/{self.fileno()}"
+            own = self.duplicate(os.dup)
             try:
                 return self._give_name(own, identity, registry, name)
             finally:
@@ -465,7 +455,6 @@ class Segment:
         """Link a descriptor of the segment, which stays open meanwhile."""
         chosen = name or names.generate_name()
         try:
-            self.fileno()
             with system.room_for(f"a name in {allocate.SHM}", _REMOVE_NAMES):
                 listed = registry()
                 listed.record(chosen, identity)

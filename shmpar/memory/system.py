@@ -79,6 +79,22 @@ def attempt(name: str, call: Callable[[], T], otherwise: Callable[[], T]) -> T:
     return otherwise()
 
 
+def granted(name: str, call: Callable[[], object]) -> bool:
+    """Make an optional system call, as :func:`attempt`; return False if it is refused.
+
+    Examples
+    --------
+    >>> granted("example", lambda: os.no_such_call())
+    False
+    """
+
+    def make() -> bool:
+        call()
+        return True
+
+    return attempt(name, make, lambda: False)
+
+
 @functools.cache
 def keep_freed_blocks(most: int) -> None:
     """Have malloc keep freed blocks of up to so many bytes for later ones; it returns larger ones.
@@ -128,10 +144,9 @@ def lack(number: int) -> str:
 
 def is_at(fd: int, path: str) -> bool:
     """Return whether a path leads to an open file, which may have been removed or replaced."""
-    try:
+    with suppress(FileNotFoundError, NotADirectoryError):
         return os.path.samestat(os.fstat(fd), os.stat(path))
-    except FileNotFoundError:
-        return False
+    return False
 
 
 def without_names(reason: str) -> SegmentError:

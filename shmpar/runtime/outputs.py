@@ -32,7 +32,7 @@ from shmpar.memory.layout import byte_bounds
 from shmpar.memory.limits import ClosedOnError, open_with_retry
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab, new_output
-from shmpar.memory.system import ADDRESS_SPACE, room_for
+from shmpar.memory.system import ADDRESS_SPACE, is_at, room_for
 from shmpar.plan import Announcement, Output, Plan, ResultError
 from shmpar.stores.formats import absolute
 from shmpar.stores.store import Store
@@ -146,7 +146,7 @@ class NpyFile:
         """
         if self._unfinished and self.array is not None:
             place, name = locate(self.array), self._name
-            if place is None or not (name is None or place.segment.is_at(name)):
+            if place is None or not (name is None or is_at(place.segment.fileno(), name)):
                 raise FileNotFoundError(
                     f"the results are complete, but {name!r}, in which they lie until the end, was "
                     "removed or replaced; they are in run.out"
