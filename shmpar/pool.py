@@ -65,7 +65,7 @@ from shmpar.worker.items import BATCHES, call_each
 
 if TYPE_CHECKING:
     from shmpar.cluster.connect import Cluster
-    from shmpar.report.text import MemoryTable
+    from shmpar.report.views import MemoryTable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -384,7 +384,7 @@ class Pool(Reductions, FirstGuesses, Executor):
         ...     pool.memory[0]
         SegmentInfo(purpose='array', nbytes=8000, kind='shm', name=None, huge_bytes=0)
         """
-        from shmpar.report.text import MemoryTable  # Why here: most programs never ask for it.
+        from shmpar.report.views import MemoryTable  # Why here: most programs never ask for it.
 
         engine = self._loop.engine
         found = [*self._manager.segments(), *(engine.segments() if engine is not None else ())]
@@ -675,7 +675,7 @@ class Pool(Reductions, FirstGuesses, Executor):
         return f"<shmpar.Pool: {self.engine}, {state}>"
 
     def _repr_html_(self) -> str:
-        from shmpar.report.html import render_pool
+        from shmpar.report.views import render_pool
 
         return render_pool(self)
 

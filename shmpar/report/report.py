@@ -402,7 +402,7 @@ class Report:
 
         Cost: measures the memory bandwidth, once per process, if more than 64 MB were moved.
         """
-        from shmpar.report.text import advise
+        from shmpar.report.views import advise
 
         return advise(self)
 
@@ -460,13 +460,13 @@ class Report:
         write_trace(self, path)
 
     def __str__(self) -> str:
-        from shmpar.report.text import render
+        from shmpar.report.views import render
 
         return render(self)
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        from shmpar.report.html import render
+        from shmpar.report.views import render_html
 
-        return render(self)
+        return render_html(self)

@@ -164,7 +164,7 @@ class Run(PoolFuture):
         return f"<shmpar.Run: {call}, {self._status}, {count}>"
 
     def _repr_html_(self) -> str:
-        from shmpar.report.html import render_run
+        from shmpar.report.views import render_run
 
         return render_run(self, self._status)
 
