@@ -326,8 +326,11 @@ def test_an_interrupt_releases_the_ledger(
     assert caught.tb is not None
 
 
-@pytest.mark.parametrize("seed", [np.int64(3), np.array([1, 2]), [np.int64(3), 2**70]], ids=str)
-def test_a_seed_may_be_made_of_numpy_s_integers(pool: shmpar.Pool, files: Any, seed: Any) -> None:
+SEEDS = [np.int64(3), np.array([1, 2]), [np.int64(3), 2**70], True, [[1, 2], [3]], []]
+
+
+@pytest.mark.parametrize("seed", SEEDS, ids=str)
+def test_a_seed_may_be_any_of_numpy_s(pool: shmpar.Pool, files: Any, seed: Any) -> None:
     """Both calls give the numbers of a call without a ledger."""
 
     def noise(block: Any, rng: Any) -> Any:

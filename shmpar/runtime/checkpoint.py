@@ -336,7 +336,7 @@ class Header(NamedTuple):
     ----------
     chunks : int
         Number of chunks.
-    seed : int, list of int or None
+    seed : int, list of seeds or None
         Entropy of the random streams, if the function gets ``rng``.
     identity : dict of str to str
         The result of :func:`call_identity`.
@@ -360,9 +360,9 @@ class Header(NamedTuple):
         """Read a header from JSON; raise ``ValueError`` for anything else."""
         match json.loads(text.decode()):  # Why: from bytes, json guesses the encoding.
             case {"chunks": chunks, "seed": seed, "identity": dict(identity), **rest} if not rest:
-                parts = seed if isinstance(seed, list) else [seed] * (seed is not None)
-                numbers = all(type(part) is int and part >= 0 for part in (chunks, *parts))
-                if numbers and all(isinstance(value, str) for value in identity.values()):
+                texts = all(isinstance(value, str) for value in identity.values())
+                is_count = isinstance(chunks, int) and _is_seed(chunks)
+                if is_count and texts and (seed is None or _is_seed(seed)):
                     return cls(chunks, seed, identity)
         raise ValueError("its header has other entries than expected")
 
@@ -371,6 +371,13 @@ class Header(NamedTuple):
         names = sorted({*self.identity, *other.identity} - {_MADE})
         found = [name for name in names if self.identity.get(name) != other.identity.get(name)]
         return found or ["chunks"] * (self.chunks != other.chunks)
+
+
+def _is_seed(value: Any) -> bool:
+    """Return whether NumPy takes it: an int, 0 or more, or a list of seeds."""
+    if isinstance(value, list):
+        return all(map(_is_seed, value))
+    return isinstance(value, int) and value >= 0
 
 
 class LedgerFile:
