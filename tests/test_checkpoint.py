@@ -239,6 +239,7 @@ def test_a_ledger_that_cannot_serve_the_call_is_refused_at_once(tmp_path: Path) 
     shared = shmpar.array(X)
     private = np.memmap(tmp_path / "private", "f8", "w+", shape=X.shape)
     private = np.memmap(tmp_path / "private", "f8", "c", shape=X.shape)
+    (tmp_path / "link").symlink_to(".")
     before = sorted(os.listdir(tmp_path))
     with shmpar.Pool(2, engine="threads") as pool:
         for wrong in (
@@ -248,6 +249,8 @@ def test_a_ledger_that_cannot_serve_the_call_is_refused_at_once(tmp_path: Path) 
             {"out": private},
             {"out": shared},  # in place
             {"out": ledger.with_suffix(".npy"), "ledger": ledger.with_suffix(".npy")},
+            {"out": out, "ledger": tmp_path / "out.npy.partial"},
+            {"out": out, "ledger": tmp_path / "link" / "out.npy"},
             {"out": out, "ledger": tmp_path},
             {"out": out, "ledger": tmp_path / "no" / "folder"},
         ):

@@ -269,7 +269,8 @@ def checked_path(ledger: Any, plan: Plan, outputs: Outputs, *, in_place: bool = 
         if isinstance(one, Store):
             continue
         if isinstance(one, NewFile):
-            if one.path == path:
+            files = one.path, getattr(one, "partial", one.path)
+            if os.path.realpath(path) in map(os.path.realpath, files):
                 raise ValueError(f"{verb}: ledger= and out= are the same file, {path!r}")
             continue
         location = locate(one)
