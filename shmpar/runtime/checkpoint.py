@@ -44,7 +44,6 @@ import os
 import secrets
 import struct
 import time
-import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -70,7 +69,7 @@ from shmpar.plan import (
     Rows,
 )
 from shmpar.runtime.call_identity import call_identity, fingerprint
-from shmpar.runtime.error_texts import levels_to_user
+from shmpar.runtime.error_texts import warn_user
 from shmpar.runtime.outputs import LEDGER_NEEDS_FILES, Given, NewFile, Outputs, file_path
 from shmpar.stores.store import Store, StoreRows
 from shmpar.worker import results
@@ -207,7 +206,7 @@ def resume_items(
                 "any more, since a class or an array of it is gone; the call computes "
                 f"{'it' if unread == 1 else 'them'} again"
             )
-            warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
+            warn_user(text)
     except BaseException:
         # Lock: the traceback of an interrupt keeps this frame, and so the file, alive.
         file.unlock()
@@ -292,7 +291,7 @@ def _unfinished(
             f"{changed:,} {'is' if changed == 1 else 'are'} not in the output as written: it was "
             "emptied, changed or removed since; the call computes them again"
         )
-        warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
+        warn_user(text)
     if changed == done:
         return None
     if arrays:
