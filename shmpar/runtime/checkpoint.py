@@ -284,7 +284,7 @@ def _unfinished(
     """Return the chunks to compute, None for all; warn of chunks whose output has changed."""
     done = int(np.count_nonzero(file.checksums))
     arrays = _reopened(plan, outputs.given or ())
-    changed = file.verify(_verifier(plan, arrays, in_workers))
+    changed = file.verify(functools.partial(_checksums, plan, arrays, in_workers))
     if changed:
         text = (
             f"{plan.verb}: of {format_count(done, 'chunk')} that {file.path!r} has as done, "
@@ -303,15 +303,15 @@ def _unfinished(
     return tuple(np.flatnonzero(file.checksums == 0).tolist())
 
 
-def _verifier(
-    plan: Plan, arrays: list[Any] | None, in_workers: InWorkers
-) -> Callable[[list[int]], Sequence[int]] | None:
-    """Return the function that reads the checksums of chunks; None if the outputs are lost."""
+def _checksums(
+    plan: Plan, arrays: list[Any] | None, in_workers: InWorkers, chunks: list[int]
+) -> Sequence[int] | int:
+    """Return the checksums of chunks as the outputs have them now; 0 if the outputs are lost."""
     if arrays is None:
-        return None
+        return 0
     found = StoredChecksum(plan, arrays)
     # Why workers: to read and decode a store takes as long as a run.
-    return functools.partial(in_workers, found) if Store in map(type, arrays) else found.of
+    return in_workers(found, chunks) if Store in map(type, arrays) else found.of(chunks)
 
 
 def _reopened(plan: Plan, given: Sequence[Given]) -> list[Any] | None:
@@ -447,21 +447,20 @@ class LedgerFile:
                 # done. Lock: it is held until the new file has the name.
                 _create(path, expected, replace=True)
 
-    def verify(self, found: Callable[[list[int]], Sequence[int]] | None) -> int:
+    def verify(self, found: Callable[[list[int]], Sequence[int] | int]) -> int:
         """Mark chunks as not done whose output has changed; return their number.
 
         Parameters
         ----------
-        found : callable or None
-            Return the checksums of the windows of chunks; None if the outputs are lost.
+        found : callable
+            Return the checksums of the windows of chunks as they are now.
 
         Notes
         -----
         Cost: a pass over the output of finished chunks.
         """
         done = np.flatnonzero(self.checksums)
-        sums = 0 if found is None else np.asarray(found(done.tolist()), _CHECKSUM)
-        changed = done[self.checksums[done] != sums]
+        changed = done[self.checksums[done] != np.asarray(found(done.tolist()), _CHECKSUM)]
         self.checksums[changed] = 0
         return len(changed)
 
