@@ -186,10 +186,56 @@ def test_padding_between_fields_does_not_count() -> None:
     assert fingerprint(one) != fingerprint(other)
 
 
+@pytest.mark.parametrize("dtype", [np.longdouble, np.clongdouble])
+def test_padding_behind_long_doubles_does_not_count(dtype: Any) -> None:
+    """A long double may have unused bytes, and its sign counts even at 0."""
+    arrays = [np.frombuffer(bytearray([byte]) * 320, dtype) for byte in (0, 1)]
+    for array in arrays:
+        array[:] = dtype("0.1")
+    assert len(set(map(fingerprint, arrays))) == 1
+    assert fingerprint(np.zeros(3, dtype)) != fingerprint(-np.zeros(3, dtype))
+
+
 def test_a_subclass_of_an_array_has_its_attributes() -> None:
     """The mask of an array counts."""
     one, other = (np.ma.array([1, 2], mask=mask) for mask in ([0, 1], [1, 0]))
     assert fingerprint(one) == fingerprint(one.copy()) != fingerprint(other)
+    assert fingerprint(np.ma.masked) != fingerprint(one)
+
+
+def _record(middle: float) -> Any:
+    found = np.zeros((), [("a", "f8", 3000)])[()]
+    found["a"][1500] = middle
+    return found
+
+
+class ByFunction:
+    """An object that a function of its own makes again."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> Any:
+        return functools.partial(ByFunction, self.number), ()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        _record,
+        ByFunction,
+        lambda number: 10**5000 + number,
+        lambda number: {number: 1}.keys(),
+        lambda number: collections.OrderedDict(a=number).values(),
+        lambda number: {1: number}.items(),
+        lambda number: memoryview(bytes([number])),
+        lambda number: np.frompyfunc([abs, len][number], 1, 1),
+        lambda number: np.frompyfunc([lambda x: x + 1, lambda x: x + 2][number], 1, 1),
+    ],
+)
+def test_all_of_a_value_counts(make: Any) -> None:
+    """Values count that are left out by `repr`, or that `pickle` refuses."""
+    assert fingerprint(make(0)) == fingerprint(make(0)) != fingerprint(make(1))
 
 
 KINDS = """
@@ -282,7 +328,7 @@ def test_modules_of_the_user_of_all_kinds_count(
 
 
 def test_a_call_leaves_the_fingerprint() -> None:
-    """A function of singledispatch has a cache, and a class gets attributes at a look."""
+    """Functions of singledispatch and vectorize have caches; a class gets attributes at a look."""
 
     @functools.singledispatch
     def flat(item: Any) -> Any:
@@ -293,9 +339,10 @@ def test_a_call_leaves_the_fingerprint() -> None:
         def method(self, item: Any) -> Any:
             return item
 
-    values = [flat, lambda x: flat(x) + 1, Plain, Plain()]
+    each = np.vectorize(lambda x: x + 1.0, otypes=[float])
+    values = [flat, lambda x: flat(x) + 1, Plain, Plain(), each]
     before = [fingerprint(value) for value in values]
-    assert flat(1) == Plain().method(1) == 1
+    assert flat(1) == Plain().method(1) == each(0) == 1
     assert Plain.__annotations__ == {}
     assert [fingerprint(value) for value in values] == before
     flat.register(int, abs)
