@@ -6,6 +6,7 @@ import collections
 import functools
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,15 @@ def test_padding_between_fields_does_not_count() -> None:
     assert fingerprint(one) == fingerprint(other)
     other["b"][2] = 1
     assert fingerprint(one) != fingerprint(other)
+
+
+def test_arrays_with_the_same_crc_differ() -> None:
+    """Items of a list would get the results of each other."""
+    values = (204799331, 2382061509), (3784023915, 3204072662)
+    one, other = (np.array(pair, "<u4") for pair in values)
+    assert zlib.crc32(one) == zlib.crc32(other)
+    assert fingerprint(one) != fingerprint(other)
+    assert fingerprint(one.view("V8")[0]) != fingerprint(other.view("V8")[0])
 
 
 @pytest.mark.parametrize("dtype", [np.longdouble, np.clongdouble])

@@ -124,6 +124,9 @@ _PARTS_OF: dict[str, tuple[str, ...]] = {
 }
 
 
+_SMALL_BYTES = 16 << 20  # of an array of which there may be many
+
+
 class _Fingerprinter:
     """Compute fingerprints of values that may refer to each other.
 
@@ -215,13 +218,15 @@ class _Fingerprinter:
         if array.dtype.names:  # Why: the padding between fields has no meaning.
             for name in array.dtype.names:
                 yield from self._array(np.ascontiguousarray(array[name]))
-        elif array.dtype.hasobject:
+            return
+        if array.dtype.hasobject:
             yield self.of(array.tolist())
-        elif array.dtype.char in "gG":  # Why: the padding behind a long double has no meaning.
-            clean = np.zeros(array.shape, array.dtype)
-            yield str(crc(np.positive(np.asarray(array), out=clean)))
-        else:
-            yield str(crc(array))
+            return
+        if array.dtype.char in "gG":  # Why: the padding behind a long double has no meaning.
+            array = np.positive(np.asarray(array), out=np.zeros(array.shape, array.dtype))
+        # Why: of very many items, some have the same CRC, which is quicker.
+        small = array.nbytes <= _SMALL_BYTES
+        yield hashlib.sha256(array.tobytes()).hexdigest() if small else str(crc(array))
 
     def _function(self, function: types.FunctionType) -> Iterator[str]:
         yield from ("function", _name(function), self.of(function.__code__))
