@@ -99,18 +99,13 @@ def _engine_maker(
         return partial(local.ThreadsEngine, workers, call)
     if sys.platform == "win32":
         raise NotImplementedError("engine='processes' needs POSIX; on Windows use engine='threads'")
-    # Why here: it needs fcntl, which not every system has.
+    # Why here: they need fcntl, which not every system has.
     from shmpar.engines.launch import Launcher
+    from shmpar.engines.processes import ProcessesEngine
 
     python, env, threads = processes
     launcher = Launcher(None if python is None else os.fspath(python), env, threads)
-
-    def make() -> Engine:
-        from shmpar.engines.processes import ProcessesEngine
-
-        return ProcessesEngine(workers, launcher, call, **limits)
-
-    return make
+    return partial(ProcessesEngine, workers, launcher, call, **limits)
 
 
 def _find_cluster(engine: Any, hosts: int | None) -> Cluster | None:
