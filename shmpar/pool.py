@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from functools import partial, wraps
+from reprlib import repr as brief
 from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, Self, TypeVar
 
 import numpy as np
@@ -104,7 +105,7 @@ def _engine_maker(
     from shmpar.engines.processes import ProcessesEngine
 
     python, env, threads = processes
-    launcher = Launcher(None if python is None else os.fspath(python), env, threads)
+    launcher = Launcher(None if python is None else os.fsdecode(python), env, threads)
     return partial(ProcessesEngine, workers, launcher, call, **limits)
 
 
@@ -125,10 +126,15 @@ def _parse_workers(n_workers: int | None, cluster: Cluster | None) -> int:
 
 
 def _environment(env: Any) -> dict[str, str]:
-    found = dict(env or {})
+    try:
+        found = dict(env or {})
+    except (TypeError, ValueError):
+        raise TypeError(f"env maps names to strings, so it is not {brief(env)}") from None
     for name, value in found.items():
         if not (isinstance(name, str) and isinstance(value, str)):
             raise TypeError(f"env maps names to strings, not {name!r} to {value!r}")
+        if "=" in name or "\0" in name + value:
+            raise ValueError(f"env: no environment has a variable {name!r} with value {value!r}")
     return found
 
 
