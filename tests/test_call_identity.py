@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import random
 import sys
 import zipfile
 import zlib
@@ -338,7 +339,7 @@ def test_modules_of_the_user_of_all_kinds_count(
 
 
 def test_a_call_leaves_the_fingerprint() -> None:
-    """Functions of singledispatch and vectorize have caches; a class gets attributes at a look."""
+    """Caches, attributes that a class gets at a look, and global generators do not count."""
 
     @functools.singledispatch
     def flat(item: Any) -> Any:
@@ -350,9 +351,12 @@ def test_a_call_leaves_the_fingerprint() -> None:
             return item
 
     each = np.vectorize(lambda x: x + 1.0, otypes=[float])
-    values = [flat, lambda x: flat(x) + 1, Plain, Plain(), each]
+    drawn = [random.random, random.choice, np.random.normal]
+    values = [flat, lambda x: flat(x) + 1, Plain, Plain(), each, *drawn]
     before = [fingerprint(value) for value in values]
+    assert len(set(before)) == len(values)
     assert flat(1) == Plain().method(1) == each(0) == 1
+    assert random.choice([random.random(), np.random.normal()])  # noqa: NPY002
     assert Plain.__annotations__ == {}
     assert [fingerprint(value) for value in values] == before
     flat.register(int, abs)

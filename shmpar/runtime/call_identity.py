@@ -177,6 +177,9 @@ class _Fingerprinter:
             case types.FunctionType():
                 yield from self._function(value)
             case types.MethodType() | types.BuiltinFunctionType() if _is_bound(value):
+                if _is_global(value):
+                    yield from ("named", _name(type(value.__self__)), value.__name__)
+                    return
                 code = getattr(value, "__func__", None)
                 yield from ("method", value.__name__, self.of(code), self.of(value.__self__))
             case types.CodeType():
@@ -371,6 +374,15 @@ def _is_importable(definition: Any) -> bool:
 def _is_bound(method: Any) -> bool:
     # Why: the __self__ of a function in C is its module.
     return not isinstance(method.__self__, types.ModuleType | None)
+
+
+def _is_global(method: Any) -> bool:
+    """Return whether a package has a method as a function, such as `random.choice`.
+
+    The state of its object changes, and is another one in each process.
+    """
+    module = type(method.__self__).__module__
+    return not _is_own(module) and getattr(sys.modules[module], method.__name__, None) is method
 
 
 def _wrapped(value: Any) -> types.FunctionType | None:
