@@ -145,7 +145,7 @@ class _Fingerprinter:
 
     def of(self, value: Any) -> str:
         """Return the fingerprint; inside of a cycle, a hash of the distance to the same value."""
-        is_simple = type(value) in _SIMPLE or isinstance(value, np.dtype | np.generic)
+        is_simple = type(value) in _SIMPLE or isinstance(value, (np.dtype, np.generic))
         if is_simple and not isinstance(value, np.void):
             # Why: Python writes no int of thousands of digits in the decimal system.
             text = hex(value) if type(value) is int else repr(value)
@@ -198,11 +198,6 @@ class _Fingerprinter:
                 keys = [self._apart().of(key) for key in value]
                 pairs = sorted(zip(keys, map(self.of, value.values()), strict=True))
                 yield from ("mapping", *(part for pair in pairs for part in pair))
-            # Why: those of a dict do not pickle.
-            case KeysView() | ValuesView() | ItemsView() if type(value).__module__ == "builtins":
-                yield from (_name(type(value)), *map(self.of, value))
-            case memoryview():
-                yield from ("view", value.format, repr(value.shape), self.of(value.tobytes()))
             case type() if _is_own(value.__module__):
                 yield from self._class(value)
             case np.ufunc():  # Why: that of np.frompyfunc refers to its function.
@@ -298,11 +293,8 @@ class _Fingerprinter:
                 with contextlib.suppress(AttributeError):  # Why: other versions of the package
                     yield self.of(operator.attrgetter(one)(value))
             return
-        try:
-            reduced = value.__reduce_ex__(4)
-        except RecursionError:  # Why: the rest of a deep value would not count.
-            raise
-        except Exception:  # noqa: BLE001 - Why: an object that does not pickle has no known state
+        reduced = _reduced(value)
+        if reduced is None:
             return
         if isinstance(reduced, str):
             yield reduced
@@ -315,6 +307,20 @@ class _Fingerprinter:
             state = state if len(own) == len(state) else {one: state[one] for one in own} or None
         yield from (self._reference(make), self.of(arguments), self.of(state))
         yield from (self.of(list(items or ())), self.of(list(pairs or ())))
+
+
+def _reduced(value: Any) -> Any:
+    """Return the state of an object as ``__reduce_ex__`` does; None if that is not known."""
+    try:
+        return value.__reduce_ex__(4)
+    except RecursionError:  # Why: the rest of a deep value would not count.
+        raise
+    except Exception:  # noqa: BLE001 - the object does not pickle
+        if isinstance(value, memoryview):
+            return memoryview, (value.format, value.shape, value.tobytes())
+        if isinstance(value, KeysView | ValuesView | ItemsView):
+            return list, (list(value),)
+        return None
 
 
 def _is_own(name: str | None) -> bool:
