@@ -40,7 +40,7 @@ class ResultError(Exception):
 class PerChunk:
     """Placement of the chunk with index ``(i, j)`` at ``out[i, j]``."""
 
-    def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:
+    def shape(self, grid: Grid, result: Shape) -> Shape:
         """Return the shape of the whole output, from the shape of the result of one chunk."""
         return (*grid.numblocks, *result)
 
@@ -87,7 +87,7 @@ class InBlocks(NamedTuple):
         cuts = tuple([axis if axis.count != 1 else None for axis in grid.axes])
         return cls(tuple(range(grid.ndim)), cuts)
 
-    def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:
+    def shape(self, grid: Grid, result: Shape) -> Shape:
         """Return the shape of the whole output; axes in one chunk have the result's length."""
         axes = len(self.axes)
         if len(result) == axes:
@@ -137,7 +137,7 @@ class Along(NamedTuple):
 
     axis: int
 
-    def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:
+    def shape(self, grid: Grid, result: Shape) -> Shape:
         """Return the shape of the output of :func:`numpy.apply_along_axis`."""
         middle = result[self.axis : len(result) - (grid.ndim - 1 - self.axis)]
         return (*grid.shape[: self.axis], *middle, *grid.shape[self.axis + 1 :])
