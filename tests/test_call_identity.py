@@ -197,12 +197,12 @@ def test_arrays_with_the_same_crc_differ() -> None:
     assert fingerprint(one.view("V8")[0]) != fingerprint(other.view("V8")[0])
 
 
-@pytest.mark.parametrize("dtype", [np.longdouble, np.clongdouble])
-def test_padding_behind_long_doubles_does_not_count(dtype: Any) -> None:
+@pytest.mark.parametrize("dtype", ["=g", "=G", ">g"])
+def test_padding_behind_long_doubles_does_not_count(dtype: str) -> None:
     """A long double may have unused bytes, and its sign counts even at 0."""
     arrays = [np.frombuffer(bytearray([byte]) * 320, dtype) for byte in (0, 1)]
     for array in arrays:
-        array[:] = dtype("0.1")
+        array[:] = np.longdouble("0.1")
     assert len(set(map(fingerprint, arrays))) == 1
     assert fingerprint(np.zeros(3, dtype)) != fingerprint(-np.zeros(3, dtype))
 

@@ -221,7 +221,8 @@ class _Fingerprinter:
             yield self.of(array.tolist())
             return
         if array.dtype.char in "gG":  # Why: the padding behind a long double has no meaning.
-            array = np.positive(np.asarray(array), out=np.zeros(array.shape, array.dtype))
+            clean = np.zeros(array.shape, array.dtype.newbyteorder("="))
+            array = np.positive(np.asarray(array), out=clean)
         # Why: of very many items, some have the same CRC, which is quicker.
         small = array.nbytes <= _SMALL_BYTES
         yield hashlib.sha256(array.tobytes()).hexdigest() if small else str(crc(array))
