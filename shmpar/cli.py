@@ -412,12 +412,8 @@ def _check_workers(section: Section) -> None:
         section.add("pool", None, "Pool()", "fails")
         section.problem(str(error), f"unset {NUM_WORKERS_VARIABLE}, or set it to 1 or more")
     section.add("affinity", affinity, "CPUs allowed", f"{affinity} of {os.cpu_count() or '?'}")
-    section.add(
-        "quota",
-        quota,
-        "CPU quota",
-        "none" if quota is None else f"{quota:g} CPU" + "s" * (quota != 1),
-    )
+    text = "none" if quota is None else f"{quota:g} CPU" + "s" * (quota != 1)
+    section.add("quota", quota, "CPU quota", text)
     section.add(NUM_WORKERS_VARIABLE, chosen, NUM_WORKERS_VARIABLE, chosen or "not set")
     methods = multiprocessing.get_all_start_methods()
     text = f"{', '.join(methods)} (of multiprocessing; shmpar uses none of them)"

@@ -348,7 +348,7 @@ class HostsLost(ShmparError):
         self.run = run
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self.args
+        return type(self), self.args, {**self.__dict__, "run": None}
 
 
 class SecurityWarning(UserWarning):

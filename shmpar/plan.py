@@ -40,7 +40,7 @@ class ResultError(Exception):
 class PerChunk:
     """Placement of the chunk with index ``(i, j)`` at ``out[i, j]``."""
 
-    def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:
+    def shape(self, grid: Grid, result: Shape) -> Shape:
         """Return the shape of the whole output, from the shape of the result of one chunk."""
         return (*grid.numblocks, *result)
 
@@ -87,7 +87,7 @@ class InBlocks(NamedTuple):
         cuts = tuple([axis if axis.count != 1 else None for axis in grid.axes])
         return cls(tuple(range(grid.ndim)), cuts)
 
-    def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:
+    def shape(self, grid: Grid, result: Shape) -> Shape:
         """Return the shape of the whole output; axes in one chunk have the result's length."""
         axes = len(self.axes)
         if len(result) == axes:
@@ -137,7 +137,7 @@ class Along(NamedTuple):
 
     axis: int
 
-    def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:
+    def shape(self, grid: Grid, result: Shape) -> Shape:
         """Return the shape of the output of :func:`numpy.apply_along_axis`."""
         middle = result[self.axis : len(result) - (grid.ndim - 1 - self.axis)]
         return (*grid.shape[: self.axis], *middle, *grid.shape[self.axis + 1 :])
@@ -331,6 +331,11 @@ class Plan(NamedTuple):
         Workers verify that each window is written once and whole.
     results_file : ResultsFile or None
         Where workers record results that are objects.
+    base : int
+        Number of the chunk that the ledger and the tickets call 0. So the ledger of a host has the
+        chunks of its span alone. Grid, windows and the function keep the numbers of the whole call.
+    span : int or None
+        Number of the chunks of a span of the call, which begins at `base`; None: the whole call.
     """
 
     verb: str
@@ -349,16 +354,13 @@ class Plan(NamedTuple):
     timed: bool = False
     check: bool = False
     results_file: ResultsFile | None = None
+    base: int = 0
+    span: int | None = None
 
     @property
     def chunks(self) -> int:
         """Number of chunks."""
-        return self.grid.size
-
-    @property
-    def base(self) -> int:
-        """Number of the chunk that the ledger and the tickets call 0."""
-        return 0
+        return self.grid.size if self.span is None else self.span
 
     def region(self, chunk: int) -> tuple[slice, ...]:
         """Return the cell of a chunk, half-open, in array coordinates."""
@@ -386,31 +388,6 @@ class Plan(NamedTuple):
         if ... not in where:
             where = (*where, ...)  # Why: without an ellipsis, a scalar would be copied
         return [output[where] for output in outputs]
-
-
-class SpanPlan(Plan):
-    """The plan of a span of a call: chunk numbers of ledger and tickets begin at :attr:`base`.
-
-    So the ledger of a host has the chunks of the span alone, and not those of the whole grid. Grid,
-    windows and the function keep the numbers of the whole call.
-    """
-
-    @classmethod
-    def of(cls, plan: Plan, base: int, count: int) -> Self:
-        """Return the plan of the chunks ``base <= number < base + count``."""
-        made = cls(*plan)
-        made.__dict__.update(_base=base, _count=count)
-        return made
-
-    @property
-    def chunks(self) -> int:
-        """Number of chunks of the span."""
-        return int(self.__dict__["_count"])
-
-    @property
-    def base(self) -> int:
-        """Number of its first chunk."""
-        return int(self.__dict__["_base"])
 
 
 class Function(NamedTuple):

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from functools import partial, wraps
+from reprlib import repr as brief
 from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, Self, TypeVar
 
 import numpy as np
@@ -65,7 +66,7 @@ from shmpar.worker.items import BATCHES, call_each
 
 if TYPE_CHECKING:
     from shmpar.cluster.connect import Cluster
-    from shmpar.report.text import MemoryTable
+    from shmpar.report.views import MemoryTable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -99,18 +100,13 @@ def _engine_maker(
         return partial(local.ThreadsEngine, workers, call)
     if sys.platform == "win32":
         raise NotImplementedError("engine='processes' needs POSIX; on Windows use engine='threads'")
-    # Why here: it needs fcntl, which not every system has.
+    # Why here: they need fcntl, which not every system has.
     from shmpar.engines.launch import Launcher
+    from shmpar.engines.processes import ProcessesEngine
 
     python, env, threads = processes
-    launcher = Launcher(None if python is None else os.fspath(python), env, threads)
-
-    def make() -> Engine:
-        from shmpar.engines.processes import ProcessesEngine
-
-        return ProcessesEngine(workers, launcher, call, **limits)
-
-    return make
+    launcher = Launcher(None if python is None else os.fsdecode(python), env, threads)
+    return partial(ProcessesEngine, workers, launcher, call, **limits)
 
 
 def _find_cluster(engine: Any, hosts: int | None) -> Cluster | None:
@@ -130,10 +126,15 @@ def _parse_workers(n_workers: int | None, cluster: Cluster | None) -> int:
 
 
 def _environment(env: Any) -> dict[str, str]:
-    found = dict(env or {})
+    try:
+        found = dict(env or {})
+    except (TypeError, ValueError):
+        raise TypeError(f"env maps names to strings, so it is not {brief(env)}") from None
     for name, value in found.items():
         if not (isinstance(name, str) and isinstance(value, str)):
             raise TypeError(f"env maps names to strings, not {name!r} to {value!r}")
+        if "=" in name or "\0" in name + value:
+            raise ValueError(f"env: no environment has a variable {name!r} with value {value!r}")
     return found
 
 
@@ -384,7 +385,7 @@ class Pool(Reductions, FirstGuesses, Executor):
         ...     pool.memory[0]
         SegmentInfo(purpose='array', nbytes=8000, kind='shm', name=None, huge_bytes=0)
         """
-        from shmpar.report.text import MemoryTable  # Why here: most programs never ask for it.
+        from shmpar.report.views import MemoryTable  # Why here: most programs never ask for it.
 
         engine = self._loop.engine
         found = [*self._manager.segments(), *(engine.segments() if engine is not None else ())]
@@ -675,7 +676,7 @@ class Pool(Reductions, FirstGuesses, Executor):
         return f"<shmpar.Pool: {self.engine}, {state}>"
 
     def _repr_html_(self) -> str:
-        from shmpar.report.html import render_pool
+        from shmpar.report.views import render_pool
 
         return render_pool(self)
 

@@ -8,9 +8,11 @@ keeps them too, since only they explain a defect.
 from __future__ import annotations
 
 import contextlib
+import linecache
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial, wraps
 from types import CodeType, TracebackType
@@ -214,8 +216,6 @@ def with_sources(text: str) -> str:
 
 
 def _source_line(file: str, number: int, name: str) -> str:
-    import linecache  # Why here: most programs meet no exception.
-
     # Why: Python 3.13 takes all code of a file of this name for the program's.
     if file != "<string>":
         return linecache.getline(file, number).strip()
@@ -246,8 +246,6 @@ def render(error: BaseException) -> list[str]:
     The message comes first and last; in between the lines of the worker and of the call.
     """
     if is_full():
-        import traceback  # Why here: most programs meet no exception.
-
         return traceback.format_exception(error)
     message = f"{type(error).__name__}: {error}"
     first = message.split("\n", 1)[0]
@@ -266,8 +264,6 @@ def render_group(group: BaseExceptionGroup[Any]) -> list[str]:
 
     They have the first messages, and the lines of the worker for the first of them.
     """
-    import traceback
-
     if is_full():
         return traceback.format_exception(group)
     name, errors = type(group).__name__, group.exceptions
@@ -291,7 +287,7 @@ def _remote_lines(error: BaseException, most: int) -> tuple[list[str], list[str]
         return [], []
     notes = list(getattr(cause, "__notes__", ()))
     remote = [one for one in notes if one.startswith(IN_WORKER)]
-    text = remote[0][len(IN_WORKER) :] if remote else _formatted(cause)
+    text = remote[0][len(IN_WORKER) :] if remote else "".join(traceback.format_exception(cause))
     lines = _compact(text, most)
     found = [IN_WORKER.strip(), *lines, ""] if lines else []
     return found, [one for one in notes if one not in remote]
@@ -299,8 +295,6 @@ def _remote_lines(error: BaseException, most: int) -> tuple[list[str], list[str]
 
 def _call_lines(error: BaseException) -> list[str]:
     """Return the lines of the cell, or of the script, that made the call."""
-    import traceback
-
     calls = _compact("".join(traceback.format_tb(_below_shell(error.__traceback__))), 4)
     return ["Called from:", *calls, ""] if calls else []
 
@@ -310,7 +304,7 @@ def show_in_ipython(kind: type[BaseException]) -> None:
 
     Why: IPython prints a group as Python does, with the lines of up to 15 errors.
     """
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    shell = _shell()
 
     def show(shell: Any, kind: Any, error: Any, *_: Any, **__: Any) -> list[str]:
         lines: list[str] = error._render_traceback_()
@@ -321,6 +315,11 @@ def show_in_ipython(kind: type[BaseException]) -> None:
         shell.set_custom_exc((kind,), show)
 
 
+def _shell() -> Any:
+    """Return the shell of IPython in which this program runs, None without one."""
+    return getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+
+
 def _below_shell(trace: TracebackType | None) -> TracebackType | None:
     """Return the traceback from the cell on."""
     shell = os.path.join("", "IPython", "")
@@ -328,12 +327,6 @@ def _below_shell(trace: TracebackType | None) -> TracebackType | None:
     while trace is not None and shell in trace.tb_frame.f_code.co_filename:
         trace = trace.tb_next
     return trace
-
-
-def _formatted(error: BaseException) -> str:
-    import traceback
-
-    return "".join(traceback.format_exception(error))
 
 
 def _compact(text: str, most: int) -> list[str]:
@@ -350,8 +343,7 @@ def _compact(text: str, most: int) -> list[str]:
 def _named(line: str) -> str:
     """Return a line with the name that a notebook shows for the file of a cell."""
     found = re.match(r' *File "([^"]+)"(.*)', line)
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    name = getattr(getattr(shell, "compile", None), "format_code_name", lambda _: None)
+    name = getattr(getattr(_shell(), "compile", None), "format_code_name", lambda _: None)
     if found is not None and (cell := name(found[1])) is not None:
         return f"  {' '.join(cell)}{found[2]}"
     return line

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import functools
+import random
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -186,10 +188,65 @@ def test_padding_between_fields_does_not_count() -> None:
     assert fingerprint(one) != fingerprint(other)
 
 
+def test_arrays_with_the_same_crc_differ() -> None:
+    """Items of a list would get the results of each other."""
+    values = (204799331, 2382061509), (3784023915, 3204072662)
+    one, other = (np.array(pair, "<u4") for pair in values)
+    assert zlib.crc32(one) == zlib.crc32(other)
+    assert fingerprint(one) != fingerprint(other)
+    assert fingerprint(one.view("V8")[0]) != fingerprint(other.view("V8")[0])
+
+
+@pytest.mark.parametrize("dtype", ["=g", "=G", ">g"])
+def test_padding_behind_long_doubles_does_not_count(dtype: str) -> None:
+    """A long double may have unused bytes, and its sign counts even at 0."""
+    arrays = [np.frombuffer(bytearray([byte]) * 320, dtype) for byte in (0, 1)]
+    for array in arrays:
+        array[:] = np.longdouble("0.1")
+    assert len(set(map(fingerprint, arrays))) == 1
+    assert fingerprint(np.zeros(3, dtype)) != fingerprint(-np.zeros(3, dtype))
+
+
 def test_a_subclass_of_an_array_has_its_attributes() -> None:
     """The mask of an array counts."""
     one, other = (np.ma.array([1, 2], mask=mask) for mask in ([0, 1], [1, 0]))
     assert fingerprint(one) == fingerprint(one.copy()) != fingerprint(other)
+    assert fingerprint(np.ma.masked) != fingerprint(one)
+
+
+def _record(middle: float) -> Any:
+    found = np.zeros((), [("a", "f8", 3000)])[()]
+    found["a"][1500] = middle
+    return found
+
+
+class ByFunction:
+    """An object that a function of its own makes again."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> Any:
+        return functools.partial(ByFunction, self.number), ()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        _record,
+        ByFunction,
+        lambda number: 10**5000 + number,
+        lambda number: {number: 1}.keys(),
+        lambda number: collections.OrderedDict(a=number).values(),
+        lambda number: {1: number}.items(),
+        lambda number: memoryview(bytes([number])),
+        lambda number: np.frompyfunc([abs, len][number], 1, 1),
+        lambda number: np.frompyfunc([lambda x: x + 1, lambda x: x + 2][number], 1, 1),
+    ],
+)
+def test_all_of_a_value_counts(make: Any) -> None:
+    """Values count that are left out by `repr`, or that `pickle` refuses."""
+    assert fingerprint(make(0)) == fingerprint(make(0)) != fingerprint(make(1))
 
 
 KINDS = """
@@ -282,7 +339,7 @@ def test_modules_of_the_user_of_all_kinds_count(
 
 
 def test_a_call_leaves_the_fingerprint() -> None:
-    """A function of singledispatch has a cache, and a class gets attributes at a look."""
+    """Caches, attributes that a class gets at a look, and global generators do not count."""
 
     @functools.singledispatch
     def flat(item: Any) -> Any:
@@ -293,9 +350,13 @@ def test_a_call_leaves_the_fingerprint() -> None:
         def method(self, item: Any) -> Any:
             return item
 
-    values = [flat, lambda x: flat(x) + 1, Plain, Plain()]
+    each = np.vectorize(lambda x: x + 1.0, otypes=[float])
+    drawn = [random.random, random.choice, np.random.normal]
+    values = [flat, lambda x: flat(x) + 1, Plain, Plain(), each, *drawn]
     before = [fingerprint(value) for value in values]
-    assert flat(1) == Plain().method(1) == 1
+    assert len(set(before)) == len(values)
+    assert flat(1) == Plain().method(1) == each(0) == 1
+    assert random.choice([random.random(), np.random.normal()])  # noqa: NPY002
     assert Plain.__annotations__ == {}
     assert [fingerprint(value) for value in values] == before
     flat.register(int, abs)

@@ -239,6 +239,7 @@ def test_a_ledger_that_cannot_serve_the_call_is_refused_at_once(tmp_path: Path) 
     shared = shmpar.array(X)
     private = np.memmap(tmp_path / "private", "f8", "w+", shape=X.shape)
     private = np.memmap(tmp_path / "private", "f8", "c", shape=X.shape)
+    (tmp_path / "link").symlink_to(".")
     before = sorted(os.listdir(tmp_path))
     with shmpar.Pool(2, engine="threads") as pool:
         for wrong in (
@@ -248,6 +249,8 @@ def test_a_ledger_that_cannot_serve_the_call_is_refused_at_once(tmp_path: Path) 
             {"out": private},
             {"out": shared},  # in place
             {"out": ledger.with_suffix(".npy"), "ledger": ledger.with_suffix(".npy")},
+            {"out": out, "ledger": tmp_path / "out.npy.partial"},
+            {"out": out, "ledger": tmp_path / "link" / "out.npy"},
             {"out": out, "ledger": tmp_path},
             {"out": out, "ledger": tmp_path / "no" / "folder"},
         ):
@@ -326,8 +329,11 @@ def test_an_interrupt_releases_the_ledger(
     assert caught.tb is not None
 
 
-@pytest.mark.parametrize("seed", [np.int64(3), np.array([1, 2]), [np.int64(3), 2**70]], ids=str)
-def test_a_seed_may_be_made_of_numpy_s_integers(pool: shmpar.Pool, files: Any, seed: Any) -> None:
+SEEDS = [np.int64(3), np.array([1, 2]), [np.int64(3), 2**70], True, [[1, 2], [3]], []]
+
+
+@pytest.mark.parametrize("seed", SEEDS, ids=str)
+def test_a_seed_may_be_any_of_numpy_s(pool: shmpar.Pool, files: Any, seed: Any) -> None:
     """Both calls give the numbers of a call without a ledger."""
 
     def noise(block: Any, rng: Any) -> Any:

@@ -253,6 +253,10 @@ def test_a_run_that_cannot_be_resumed_is_an_error(pool: shmpar.Pool) -> None:
         pool.map_blocks(fail, array, out=array)
     with pytest.raises(RuntimeError, match="in place"):
         caught.value.run.resume()
+    with pytest.raises(shmpar.ChunkError) as caught:
+        pool.map_blocks(fail, X)
+    with pytest.raises(TypeError, match=r"takes a Pool, not str$"):
+        caught.value.run.resume("processes")
 
 
 def test_a_closed_pool_cannot_resume() -> None:

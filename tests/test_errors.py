@@ -115,10 +115,14 @@ def test_pickling_keeps_the_attributes_except_the_run(cls, again):
     assert sent.run is not None
 
 
-def test_an_error_pickles_even_if_its_run_does_not():
-    """The run is dropped before the pickling."""
-    arrived = pickle.loads(pickle.dumps(ChunkError("it broke", run=lambda: None)))
+@pytest.mark.parametrize("cls", [ChunkError, HostsLost])
+def test_an_error_pickles_even_if_its_run_does_not(cls):
+    """The run is dropped before the pickling, and the notes are kept."""
+    sent = cls("it broke", run=lambda: None)
+    sent.add_note("see the log")
+    arrived = pickle.loads(pickle.dumps(sent))
     assert arrived.run is None
+    assert arrived.__notes__ == ["see the log"]
 
 
 @pytest.mark.parametrize("cls", AT_CHUNK)

@@ -628,13 +628,17 @@ def test_an_output_may_not_overlap_an_input(pool: shmpar.Pool) -> None:
         ({"initializer": 3}, TypeError),
         ({"threads_per_worker": 0}, ValueError),
         ({"env": {"A": 1}}, TypeError),
+        ({"env": "A=1"}, TypeError),
+        ({"env": {"A=": "1"}}, ValueError),
+        ({"env": {"A": "1\0"}}, ValueError),
         ({"retries": -1}, ValueError),
         ({"on_error": "x"}, ValueError),
     ],
 )
 def test_invalid_arguments_of_a_pool_are_refused(arguments: Any, error: type[Exception]) -> None:
-    """Pool() raises an error and starts no worker."""
-    with pytest.raises(error):
+    """Pool() raises an error that names the argument, or its value, and starts no worker."""
+    (name,) = arguments
+    with pytest.raises(error, match=rf"{name}|gpu"):
         shmpar.Pool(**arguments)
 
 

@@ -58,9 +58,10 @@ def test_an_interpreter_that_cannot_run_workers_is_refused(tmp_path: Path, kind:
         shmpar.Pool(2, python=python)
 
 
-@pytest.mark.parametrize("program", ["/bin/true", "/bin/false"])
-def test_a_program_that_is_no_python_is_refused(program: str) -> None:
-    with pytest.raises(shmpar.PlanError, match=rf"{program}, is no Python that starts: .* status"):
+@pytest.mark.parametrize("program", ["/bin/true", "/bin/false", b"/bin/false"])
+def test_a_program_that_is_no_python_is_refused(program: Any) -> None:
+    path = os.fsdecode(program)
+    with pytest.raises(shmpar.PlanError, match=rf"{path}, is no Python that starts: .* status"):
         shmpar.Pool(2, python=program)
 
 

@@ -197,7 +197,7 @@ class TestFilling:
         [
             (1.5, "i8"), (-1, "u1"), (256, "u1"), (-129, "i1"), (2**70, "i8"), (1, "?"), (1j, "f8"),
             ("x", "f8"), ("NaT", "M8[s]"), ("abc", "U2"), (b"abc", "S2"), (1000, "U3"),
-            (None, "f8,f8"), (7, "M8[s]"),
+            (None, "f8,f8"), (7, "M8[s]"), (2**63, "m8[s]"), (7, "V3"),
         ],
     )  # fmt: skip
     def test_a_value_that_does_not_fit_is_an_error(self, value: Any, dtype: str) -> None:

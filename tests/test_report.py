@@ -27,7 +27,7 @@ from shmpar.display import format_bytes, format_rate, format_seconds
 from shmpar.grid import Grid, Halo
 from shmpar.ipc.ledger import DONE, FAILED, JOINED, WAITED, Ledger, LostClaim
 from shmpar.plan import Blocks, InBlocks, Plan
-from shmpar.report import Report, text
+from shmpar.report import Report, views
 from shmpar.report import report as report_module
 from shmpar.report.report import bytes_read
 from shmpar.report.timings import Timings, trace_events
@@ -494,7 +494,7 @@ class TestAdvice:
         """The suggestions are valid chunk lengths, and larger or smaller by the factor."""
         chunks = tuple(data.draw(st.integers(1, size)) for size in shape)
         grid = Grid.cut(shape, chunks)
-        larger, smaller = text.coarser(grid, factor), text.finer(grid, factor)
+        larger, smaller = views.coarser(grid, factor), views.finer(grid, factor)
         if larger is not None:
             made = Grid.cut(shape, larger)
             assert made.size < grid.size or grid.size == 1

@@ -63,7 +63,7 @@ from shmpar.memory.limits import available_cpus
 from shmpar.memory.names import remove_stale
 from shmpar.memory.segment import Segment, create, new_output
 from shmpar.pickling.pack import Payload
-from shmpar.plan import Announcement, Function, Plan, SpanPlan
+from shmpar.plan import Announcement, Function, Plan
 from shmpar.runtime.calls import Call
 from shmpar.runtime.execution import Execution, Policy
 from shmpar.runtime.loop import AT_ONCE, Loop
@@ -244,8 +244,6 @@ class HostExecution(Execution):
     values : list of (int, bytes)
         Results that are objects, pickled.
     """
-
-    plan: SpanPlan
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -482,7 +480,7 @@ class Host:
         )
         packed: Any = loaded.payload
         function = Function(packed, {"environment": head.environment}, ())
-        plan = SpanPlan.of(head.plan, base, count)
+        plan = head.plan._replace(base=base, span=count)
         run = Run(HostExecution(plan, function, arrays, outputs, policy, todo))
         with self._state:
             loaded.runs.add(run)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +13,7 @@ from shmpar.cluster.messages import File, Head, Memory, Settings, Span, Submitte
 from shmpar.errors import SecurityWarning
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
-from shmpar.runtime.error_texts import levels_to_user
+from shmpar.runtime.error_texts import warn_user
 
 Array = np.ndarray[Any, Any]
 
@@ -155,10 +154,9 @@ def warn_if_open(address: str) -> None:
     except ValueError:
         local = name in {"localhost", ""}
     if scheme in {"tcp", "ws", "ucx"} and not local:
-        warnings.warn(
+        warn_user(
             f"{address} is neither encrypted nor authenticated: anybody who reaches it can run "
             "code on its hosts and read your data; use tls:// with a Security of distributed, or "
             "a network that nobody else reaches",
             SecurityWarning,
-            stacklevel=levels_to_user(),
         )

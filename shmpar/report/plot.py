@@ -10,7 +10,7 @@ import numpy as np
 
 from shmpar.display import BLUE, ORANGE
 from shmpar.grid import Axis
-from shmpar.report.text import title
+from shmpar.report.views import title
 from shmpar.stores.formats import library
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -118,7 +117,7 @@ def private_bytes(pid: int) -> int:
 def measure_bandwidth() -> tuple[float, float]:
     """Measure the bytes per second that all CPUs together read, and write; once per process.
 
-    Each thread reads, then writes, an array of its own; the best of a few rounds counts.
+    Threads read, then write, an array each; the best of a few rounds counts.
 
     Cost: a fraction of a second, and 256 MB for as long.
     """
@@ -126,25 +125,17 @@ def measure_bandwidth() -> tuple[float, float]:
     nbytes = min(_BANDWIDTH_BYTES, limits.free_memory() // 8)
     arrays = [np.ones(max(nbytes // threads, 1 << 19), np.uint8) for _ in range(threads)]
     total = sum(array.nbytes for array in arrays)
-    read = min(_run_threads(np.max, arrays) for _ in range(_BANDWIDTH_ROUNDS))
-    write = min(_run_threads(lambda a: a.fill(2), arrays) for _ in range(_BANDWIDTH_ROUNDS))
-    return total / read, total / write
+    with ThreadPoolExecutor(threads) as executor:
 
+        def rate(work: Callable[[Array], object]) -> float:
+            seconds = []
+            for _ in range(_BANDWIDTH_ROUNDS):
+                start = time.perf_counter()
+                list(executor.map(work, arrays))
+                seconds.append(time.perf_counter() - start)
+            return total / min(seconds)
 
-def _run_threads(work: Callable[[Array], object], arrays: Sequence[Array]) -> float:
-    """Return the seconds that one thread per array takes to do `work`, all at once."""
-    barrier = threading.Barrier(len(arrays) + 1)
-
-    def run(array: Array) -> None:
-        barrier.wait()
-        work(array)
-
-    with ThreadPoolExecutor(len(arrays)) as executor:
-        for array in arrays:
-            executor.submit(run, array)
-        barrier.wait()
-        start = time.perf_counter()
-    return time.perf_counter() - start
+        return rate(np.max), rate(lambda array: array.fill(2))
 
 
 _OTHER_NAMES = {
@@ -402,7 +393,7 @@ class Report:
 
         Cost: measures the memory bandwidth, once per process, if more than 64 MB were moved.
         """
-        from shmpar.report.text import advise
+        from shmpar.report.views import advise
 
         return advise(self)
 
@@ -460,13 +451,13 @@ class Report:
         write_trace(self, path)
 
     def __str__(self) -> str:
-        from shmpar.report.text import render
+        from shmpar.report.views import render
 
         return render(self)
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        from shmpar.report.html import render
+        from shmpar.report.views import render_html
 
-        return render(self)
+        return render_html(self)

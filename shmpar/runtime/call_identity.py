@@ -10,8 +10,8 @@ its dtypes (:func:`call_identity`).
 - An array is its dtype, shape and values, and one of a subclass also its class and attributes. A
   store is its place, dtype, shape and order of axes, and for :func:`shmpar.opened` the function and
   all its arguments. Changed values of an input store are not noticed. A dict or a set is its items
-  in any order. Another object is its class and its pickled state. A method is its code and its
-  object.
+  in any order. Another object is its class and its pickled state, with the function that restores
+  it. A method is its code and its object. A ufunc of :func:`numpy.frompyfunc` is its function.
 - Another version of Python compiles other bytecode, and so makes another function.
 """
 
@@ -20,12 +20,13 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
+import gc
 import hashlib
 import importlib.util
 import operator
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from importlib.machinery import ModuleSpec
 from typing import Any
 
@@ -119,7 +120,11 @@ _PARTS_OF: dict[str, tuple[str, ...]] = {
     "xarray.backends.locks.CombinedLock": (),
     "xarray.backends.locks.SerializableLock": (),
     "dask.utils.SerializableLock": (),
+    "numpy.vectorize": ("pyfunc", "otypes", "excluded", "signature"),
 }
+
+
+_SMALL_BYTES = 16 << 20  # of an array of which there may be many
 
 
 class _Fingerprinter:
@@ -140,8 +145,11 @@ class _Fingerprinter:
 
     def of(self, value: Any) -> str:
         """Return the fingerprint; inside of a cycle, a hash of the distance to the same value."""
-        if type(value) in _SIMPLE or isinstance(value, (np.dtype, np.generic)):
-            return _hash("plain", type(value).__name__, repr(value))
+        is_simple = type(value) in _SIMPLE or isinstance(value, (np.dtype, np.generic))
+        if is_simple and not isinstance(value, np.void):
+            # Why: Python writes no int of thousands of digits in the decimal system.
+            text = hex(value) if type(value) is int else repr(value)
+            return _hash("plain", type(value).__name__, text)
         key = id(value)
         if key in self._open:
             return _hash("again", str(len(self._open) - self._open[key]))
@@ -153,6 +161,10 @@ class _Fingerprinter:
 
     def _parts(self, value: Any) -> Iterator[str]:  # noqa: C901, PLR0912 - one case per kind of value
         match value:
+            case np.void():  # Why: its repr leaves out elements.
+                yield from ("void", *self._array(np.asarray(value)))
+            case np.ma.core.MaskedConstant():
+                yield "masked"
             case np.ndarray():
                 yield from self._array(value)
                 if type(value) not in {np.ndarray, np.memmap, SharedArray}:
@@ -165,6 +177,9 @@ class _Fingerprinter:
             case types.FunctionType():
                 yield from self._function(value)
             case types.MethodType() | types.BuiltinFunctionType() if _is_bound(value):
+                if _is_global(value):
+                    yield from ("named", _name(type(value.__self__)), value.__name__)
+                    return
                 code = getattr(value, "__func__", None)
                 yield from ("method", value.__name__, self.of(code), self.of(value.__self__))
             case types.CodeType():
@@ -185,7 +200,10 @@ class _Fingerprinter:
                 yield from ("mapping", *(part for pair in pairs for part in pair))
             case type() if _is_own(value.__module__):
                 yield from self._class(value)
-            case type() | types.ModuleType() | types.BuiltinFunctionType() | np.ufunc():
+            case np.ufunc():  # Why: that of np.frompyfunc refers to its function.
+                functions = filter(callable, gc.get_referents(value))
+                yield from ("named", _name(value), *map(self._reference, functions))
+            case type() | types.ModuleType() | types.BuiltinFunctionType():
                 yield from ("named", _name(value))
             case _:
                 yield from self._object(value)
@@ -198,10 +216,16 @@ class _Fingerprinter:
         if array.dtype.names:  # Why: the padding between fields has no meaning.
             for name in array.dtype.names:
                 yield from self._array(np.ascontiguousarray(array[name]))
-        elif array.dtype.hasobject:
+            return
+        if array.dtype.hasobject:
             yield self.of(array.tolist())
-        else:
-            yield str(crc(array))
+            return
+        if array.dtype.char in "gG":  # Why: the padding behind a long double has no meaning.
+            clean = np.zeros(array.shape, array.dtype.newbyteorder("="))
+            array = np.positive(np.asarray(array), out=clean)
+        # Why: of very many items, some have the same CRC, which is quicker.
+        small = array.nbytes <= _SMALL_BYTES
+        yield hashlib.sha256(array.tobytes()).hexdigest() if small else str(crc(array))
 
     def _function(self, function: types.FunctionType) -> Iterator[str]:
         yield from ("function", _name(function), self.of(function.__code__))
@@ -234,13 +258,16 @@ class _Fingerprinter:
                     yield from (name, *self._named(vars(value), names))
                     self._modules.pop()
                 continue
-            is_code = isinstance(value, types.FunctionType | type) or _wrapped(value) is not None
-            if is_code and _is_importable(value):
-                if _is_own(value.__module__):
-                    self._pending.append(value)
-                yield from (name, _name(value))
-            else:
-                yield from (name, self.of(value))
+            yield from (name, self._reference(value))
+
+    def _reference(self, value: Any) -> str:
+        """Return the name of a definition that its module has; the fingerprint of all else."""
+        is_code = isinstance(value, types.FunctionType | type) or _wrapped(value) is not None
+        if not (is_code and _is_importable(value)):
+            return self.of(value)
+        if _is_own(value.__module__):
+            self._pending.append(value)
+        return _name(value)
 
     def _class(self, cls: type) -> Iterator[str]:
         yield from ("class", _name(cls), *map(self.of, cls.__bases__))
@@ -267,22 +294,34 @@ class _Fingerprinter:
                 with contextlib.suppress(AttributeError):  # Why: other versions of the package
                     yield self.of(operator.attrgetter(one)(value))
             return
-        try:
-            reduced = value.__reduce_ex__(4)
-        except RecursionError:  # Why: the rest of a deep value would not count.
-            raise
-        except Exception:  # noqa: BLE001 - Why: an object that does not pickle has no known state
+        reduced = _reduced(value)
+        if reduced is None:
             return
         if isinstance(reduced, str):
             yield reduced
             return
-        _, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
+        make, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
         if isinstance(state, dict):
             kind, cached = type(value), functools.cached_property
             own = [one for one in state if not isinstance(getattr(kind, one, None), cached)]
             # Why: a value that an object has computed before is no part of it.
             state = state if len(own) == len(state) else {one: state[one] for one in own} or None
-        yield from map(self.of, (arguments, state, list(items or ()), list(pairs or ())))
+        yield from (self._reference(make), self.of(arguments), self.of(state))
+        yield from (self.of(list(items or ())), self.of(list(pairs or ())))
+
+
+def _reduced(value: Any) -> Any:
+    """Return the state of an object as ``__reduce_ex__`` does; None if that is not known."""
+    try:
+        return value.__reduce_ex__(4)
+    except RecursionError:  # Why: the rest of a deep value would not count.
+        raise
+    except Exception:  # noqa: BLE001 - the object does not pickle
+        if isinstance(value, memoryview):
+            return memoryview, (value.format, value.shape, value.tobytes())
+        if isinstance(value, KeysView | ValuesView | ItemsView):
+            return list, (list(value),)
+        return None
 
 
 def _is_own(name: str | None) -> bool:
@@ -342,6 +381,15 @@ def _is_importable(definition: Any) -> bool:
 def _is_bound(method: Any) -> bool:
     # Why: the __self__ of a function in C is its module.
     return not isinstance(method.__self__, types.ModuleType | None)
+
+
+def _is_global(method: Any) -> bool:
+    """Return whether a package has a method as a function, such as `random.choice`.
+
+    The state of its object changes, and is another one in each process.
+    """
+    module = type(method.__self__).__module__
+    return not _is_own(module) and getattr(sys.modules[module], method.__name__, None) is method
 
 
 def _wrapped(value: Any) -> types.FunctionType | None:

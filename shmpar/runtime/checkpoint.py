@@ -44,7 +44,6 @@ import os
 import secrets
 import struct
 import time
-import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -70,7 +69,7 @@ from shmpar.plan import (
     Rows,
 )
 from shmpar.runtime.call_identity import call_identity, fingerprint
-from shmpar.runtime.error_texts import levels_to_user
+from shmpar.runtime.error_texts import warn_user
 from shmpar.runtime.outputs import LEDGER_NEEDS_FILES, Given, NewFile, Outputs, file_path
 from shmpar.stores.store import Store, StoreRows
 from shmpar.worker import results
@@ -207,7 +206,7 @@ def resume_items(
                 "any more, since a class or an array of it is gone; the call computes "
                 f"{'it' if unread == 1 else 'them'} again"
             )
-            warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
+            warn_user(text)
     except BaseException:
         # Lock: the traceback of an interrupt keeps this frame, and so the file, alive.
         file.unlock()
@@ -269,7 +268,8 @@ def checked_path(ledger: Any, plan: Plan, outputs: Outputs, *, in_place: bool = 
         if isinstance(one, Store):
             continue
         if isinstance(one, NewFile):
-            if one.path == path:
+            files = one.path, getattr(one, "partial", one.path)
+            if os.path.realpath(path) in map(os.path.realpath, files):
                 raise ValueError(f"{verb}: ledger= and out= are the same file, {path!r}")
             continue
         location = locate(one)
@@ -284,14 +284,14 @@ def _unfinished(
     """Return the chunks to compute, None for all; warn of chunks whose output has changed."""
     done = int(np.count_nonzero(file.checksums))
     arrays = _reopened(plan, outputs.given or ())
-    changed = file.verify(_verifier(plan, arrays, in_workers))
+    changed = file.verify(functools.partial(_checksums, plan, arrays, in_workers))
     if changed:
         text = (
             f"{plan.verb}: of {format_count(done, 'chunk')} that {file.path!r} has as done, "
             f"{changed:,} {'is' if changed == 1 else 'are'} not in the output as written: it was "
             "emptied, changed or removed since; the call computes them again"
         )
-        warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
+        warn_user(text)
     if changed == done:
         return None
     if arrays:
@@ -303,15 +303,15 @@ def _unfinished(
     return tuple(np.flatnonzero(file.checksums == 0).tolist())
 
 
-def _verifier(
-    plan: Plan, arrays: list[Any] | None, in_workers: InWorkers
-) -> Callable[[list[int]], Sequence[int]] | None:
-    """Return the function that reads the checksums of chunks; None if the outputs are lost."""
+def _checksums(
+    plan: Plan, arrays: list[Any] | None, in_workers: InWorkers, chunks: list[int]
+) -> Sequence[int] | int:
+    """Return the checksums of chunks as the outputs have them now; 0 if the outputs are lost."""
     if arrays is None:
-        return None
+        return 0
     found = StoredChecksum(plan, arrays)
     # Why workers: to read and decode a store takes as long as a run.
-    return functools.partial(in_workers, found) if Store in map(type, arrays) else found.of
+    return in_workers(found, chunks) if Store in map(type, arrays) else found.of(chunks)
 
 
 def _reopened(plan: Plan, given: Sequence[Given]) -> list[Any] | None:
@@ -336,7 +336,7 @@ class Header(NamedTuple):
     ----------
     chunks : int
         Number of chunks.
-    seed : int, list of int or None
+    seed : int, list of seeds or None
         Entropy of the random streams, if the function gets ``rng``.
     identity : dict of str to str
         The result of :func:`call_identity`.
@@ -360,9 +360,9 @@ class Header(NamedTuple):
         """Read a header from JSON; raise ``ValueError`` for anything else."""
         match json.loads(text.decode()):  # Why: from bytes, json guesses the encoding.
             case {"chunks": chunks, "seed": seed, "identity": dict(identity), **rest} if not rest:
-                parts = seed if isinstance(seed, list) else [seed] * (seed is not None)
-                numbers = all(type(part) is int and part >= 0 for part in (chunks, *parts))
-                if numbers and all(isinstance(value, str) for value in identity.values()):
+                texts = all(isinstance(value, str) for value in identity.values())
+                is_count = isinstance(chunks, int) and _is_seed(chunks)
+                if is_count and texts and (seed is None or _is_seed(seed)):
                     return cls(chunks, seed, identity)
         raise ValueError("its header has other entries than expected")
 
@@ -371,6 +371,13 @@ class Header(NamedTuple):
         names = sorted({*self.identity, *other.identity} - {_MADE})
         found = [name for name in names if self.identity.get(name) != other.identity.get(name)]
         return found or ["chunks"] * (self.chunks != other.chunks)
+
+
+def _is_seed(value: Any) -> bool:
+    """Return whether NumPy takes it: an int, 0 or more, or a list of seeds."""
+    if isinstance(value, list):
+        return all(map(_is_seed, value))
+    return isinstance(value, int) and value >= 0
 
 
 class LedgerFile:
@@ -440,21 +447,20 @@ class LedgerFile:
                 # done. Lock: it is held until the new file has the name.
                 _create(path, expected, replace=True)
 
-    def verify(self, found: Callable[[list[int]], Sequence[int]] | None) -> int:
+    def verify(self, found: Callable[[list[int]], Sequence[int] | int]) -> int:
         """Mark chunks as not done whose output has changed; return their number.
 
         Parameters
         ----------
-        found : callable or None
-            Return the checksums of the windows of chunks; None if the outputs are lost.
+        found : callable
+            Return the checksums of the windows of chunks as they are now.
 
         Notes
         -----
         Cost: a pass over the output of finished chunks.
         """
         done = np.flatnonzero(self.checksums)
-        sums = 0 if found is None else np.asarray(found(done.tolist()), _CHECKSUM)
-        changed = done[self.checksums[done] != sums]
+        changed = done[self.checksums[done] != np.asarray(found(done.tolist()), _CHECKSUM)]
         self.checksums[changed] = 0
         return len(changed)
 

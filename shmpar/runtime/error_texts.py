@@ -155,19 +155,18 @@ def warn_filled(errors: Sequence[ShmparError], noun: str = "chunk") -> None:
     count = len(errors)
     were = "was" if count == 1 else "were"
     text = f"{format_count(count, noun)} failed and {were} filled; the first error: {errors[0]}"
-    warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
+    warn_user(text)
 
 
-def levels_to_user() -> int:
-    """Return the ``stacklevel`` with which the caller's warning names the user's line.
+def warn_user(text: str, category: type[Warning] = RuntimeWarning) -> None:
+    """Warn at the line of the user: that of the first frame outside of this package.
 
-    Count the frames from the caller of this function up to the first frame outside of this
-    package. In a thread without such a frame, the outermost frame counts as the user's.
+    In a thread without such a frame, the outermost frame counts as the user's.
     """
-    level, frame = 1, sys._getframe(1)  # noqa: SLF001 - the documented way to count frames
+    level, frame = 1, sys._getframe()  # noqa: SLF001 - the documented way to count frames
     while frame.f_back is not None and frame.f_code.co_filename.startswith(tracebacks.PACKAGE):
         level, frame = level + 1, frame.f_back
-    return level
+    warnings.warn(text, category, stacklevel=level)
 
 
 def function_name(call: Any) -> str:

@@ -660,31 +660,31 @@ class Execution:
         ordered : bool
             In ascending order; a chunk waits for all before it, as long as they can be done.
         """
-        whole = self._todo is None or self.items is not None
-        every = list(range(self.plan.chunks) if whole else self._todo or ())
-        heard, given = set[int](), 0
-        for number in self.stream:
-            heard.add(number)
-            if not ordered and number >= 0:
-                yield number
-            while ordered and given < len(every):
-                if every[given] in heard:
-                    yield every[given]
-                elif ~every[given] not in heard:
-                    break
-                given += 1
-        # Why: a run whose caller waits reports nothing before its end.
-        rest = every[given:] if ordered else [one for one in every if one not in heard]
-        yield from sorted(set(rest).difference(self.unfinished))
+        if not ordered:
+            yield from itertools.chain.from_iterable(self.finished_batches())
+            return
+        done, waiting = set[int](), deque(self._chunks)
+        for chunks in self.finished_batches():
+            done.update(chunks)
+            while waiting and (waiting[0] in done or waiting[0] in self.errors):
+                if (chunk := waiting.popleft()) in done:
+                    yield chunk
+        yield from [chunk for chunk in waiting if chunk in done]
 
-    def finished_batches(self, seconds: float) -> Iterator[list[int]]:
+    def finished_batches(self, seconds: float | None = None) -> Iterator[list[int]]:
         """Yield lists of chunks as they are done; an empty one after `seconds` without a chunk."""
         heard: set[int] = set()
         for chunks in self.stream.batches(seconds):
             heard.update(chunks)
             yield [chunk for chunk in chunks if chunk >= 0]
-        every = range(self.plan.chunks) if self._todo is None else self._todo
-        yield sorted(set(every).difference(heard, self.unfinished))
+        # Why: a run whose caller waits reports nothing before its end.
+        yield sorted(set(self._chunks).difference(heard, self.unfinished))
+
+    @property
+    def _chunks(self) -> Sequence[int]:
+        """Chunks that the run yields: those to compute, and all items."""
+        whole = self._todo is None or self.items is not None
+        return range(self.plan.chunks) if whole else self._todo or ()
 
     def done_before(self) -> list[int]:
         """Return the chunks that an earlier run has computed."""

@@ -108,11 +108,6 @@ class CompletionStream:
         changed, self._changed = self._changed, Latch()
         changed.set()
 
-    def __iter__(self) -> Iterator[int]:
-        """Yield the chunks as they are completed, in the order of their completion."""
-        for chunks in self.batches():
-            yield from chunks
-
     def batches(self, seconds: float | None = None) -> Iterator[list[int]]:
         """Yield lists of completed chunks; an empty one after `seconds` without a chunk."""
         given = 0

@@ -47,13 +47,14 @@ def make_bar(**options: Any) -> HtmlBar | Any:
 
 
 class QuietBar:
-    """The part of a tqdm bar that keeps its faults from the run.
+    """The part of a tqdm bar that keeps its faults from the run, and shows those of chunks.
 
     Invariant: a class of bars has a lock of its own, since tqdm's creates a semaphore of
     multiprocessing.
     """
 
     monitor_interval = 0  # Why: tqdm's monitor thread would outlive the bar.
+    failed = 0
 
     def refresh(self: Any, *_: Any, **__: Any) -> bool | None:
         """Draw the bar; after an error of the system never again."""
@@ -65,13 +66,17 @@ class QuietBar:
                 shown, self.disable = False, True
             return shown
 
+    def show_failures(self: Any, failed: int) -> None:
+        """Set the number of failed chunks; the next update shows it."""
+        if failed != self.failed:
+            self.failed = failed
+            self.set_postfix_str(f"{failed:,} failed", refresh=False)
+
 
 class HtmlBar(QuietBar, tqdm):  # type: ignore[misc]
     """A tqdm bar that is an HTML element."""
 
     _lock = threading.RLock()
-
-    failed = 0
 
     def __init__(self, **options: Any) -> None:
         self._element: Any = None
@@ -89,12 +94,6 @@ class HtmlBar(QuietBar, tqdm):  # type: ignore[misc]
 
         self._element = DisplayHandle()
         self._element.display(shown, raw=raw)
-
-    def show_failures(self, failed: int) -> None:
-        """Set the number of failed chunks; the next update shows it."""
-        if failed != self.failed:
-            self.failed = failed
-            self.set_postfix_str(f"{failed:,} failed", refresh=False)
 
     def display(self, *_: Any, **__: Any) -> None:
         """Show the present state."""

@@ -505,13 +505,16 @@ def _fits(value: Any, dtype: DType) -> bool:
     smallest = np.min_scalar_type(value)
     if not np.can_cast(smallest, dtype, "same_kind"):
         return False
+    try:
+        with np.errstate(all="ignore"):
+            held = np.array(value, dtype)
+    except (OverflowError, TypeError):  # Why: the rule says that raw bytes hold any number.
+        return False
     # Why: such a cast wraps integers around, cuts strings off, and makes large floats infinite.
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         return bool(limits.min <= value <= limits.max)
     if dtype.kind in "fc":
-        with np.errstate(all="ignore"):
-            held = np.asarray(value).astype(dtype)
         return bool(np.isfinite(held) or not np.isfinite(value))
     return dtype.kind not in "SU" or np.can_cast(smallest, dtype, "safe")
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from reprlib import repr as brief
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,8 +32,8 @@ Fail = Callable[["Run", BaseException], None]
 Progress = bool | str | Callable[[int, int], object]
 
 
-class Observer(Protocol):
-    """An object that shows the progress of a run."""
+class Observer:
+    """Shows the progress of a run; each part that a subclass leaves out does nothing."""
 
     def begin(self, total: int) -> None:
         """Begin in the thread that makes the call, which may return before the first update."""
@@ -99,23 +99,17 @@ def _check_callable(function: Callable[..., object]) -> None:
         raise TypeError(f"progress is called as f(done, total), which fails: {error}") from None
 
 
-class _Call:
+class _Call(Observer):
     """Calls the user's function."""
 
     def __init__(self, function: Callable[[int, int], object]) -> None:
         self._function = function
 
-    def begin(self, total: int) -> None:
-        """Do nothing: there is no progress yet."""
-
     def update(self, done: int, total: int, failed: int = 0) -> None:
         self._function(done, total)
 
-    def close(self) -> None:
-        """Do nothing."""
 
-
-class _Bar:
+class _Bar(Observer):
     """A tqdm bar that counts chunks or items, in a notebook or a terminal."""
 
     def __init__(self, label: str, noun: str, initial: int) -> None:
@@ -139,10 +133,8 @@ class _Bar:
             self._bar = self._make(total)
             # Why: the chunks that are done took their time before the bar was made.
             self._bar.start_t = self._bar.last_print_t = self._began
-        bar = self._bar
-        if failed:
-            bar.show_failures(failed)
-        bar.update(done - bar.n)
+        self._bar.show_failures(failed)
+        self._bar.update(done - self._bar.n)
 
     def _make(self, total: int) -> Any:
         # Why here: in most programs there is no bar.
@@ -173,9 +165,6 @@ def _terminal_bar(_pid: int) -> Any:
         """A bar of tqdm's."""
 
         _lock = threading.RLock()
-
-        def show_failures(self, failed: int) -> None:
-            self.set_postfix_str(f"{failed:,} failed", refresh=False)
 
     return TerminalBar
 

@@ -164,7 +164,7 @@ class Run(PoolFuture):
         return f"<shmpar.Run: {call}, {self._status}, {count}>"
 
     def _repr_html_(self) -> str:
-        from shmpar.report.html import render_run
+        from shmpar.report.views import render_run
 
         return render_run(self, self._status)
 
@@ -410,6 +410,8 @@ class Run(PoolFuture):
         RuntimeError
             If this run is not over, or has given its whole result; if the pool is closed; or if it
             works in place, since the chunks that it had begun have overwritten their input.
+        TypeError
+            If `pool` is not a pool.
 
         Notes
         -----
@@ -440,9 +442,10 @@ class Run(PoolFuture):
                 "a run that works in place cannot be resumed: the chunks that it had begun may "
                 "already hold new values"
             )
-        launch = None if self.resume_by is None else self.resume_by()
-        if pool is not None:
-            launch = pool._launch  # noqa: SLF001 - the public verbs make new runs alone
+        if pool is None:
+            launch = None if self.resume_by is None else self.resume_by()
+        elif (launch := getattr(pool, "_launch", None)) is None:
+            raise TypeError(f"resume() takes a Pool, not {type(pool).__name__}")
         if launch is None:
             raise RuntimeError("the pool of this run is gone; make the call again in a new one")
         run = Run(self.execution.rest())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from reprlib import repr as brief
@@ -20,7 +19,7 @@ from shmpar.grid.halo import parse_boundary, parse_depth
 from shmpar.memory.copying import computes_itself, is_masked, loses
 from shmpar.memory.limits import free_memory
 from shmpar.plan import SMALLER_WINDOW, Argument, Blocks, Items, Rows, Whole
-from shmpar.runtime.error_texts import levels_to_user
+from shmpar.runtime.error_texts import warn_user
 from shmpar.stores.recognise import wrap
 from shmpar.stores.store import Part, Store
 from shmpar.verbs.functions import signature_of
@@ -215,7 +214,7 @@ def as_input(value: Any, verb: str) -> Array:
             "whose own indexing and arithmetic are not used; pass np.asarray(x) to say that this "
             "is meant, or the array to the function in kwargs="
         )
-        warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
+        warn_user(text)
     array = np.asarray(value)
     _check_values(array, verb)
     return array

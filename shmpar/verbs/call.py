@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
@@ -13,7 +12,7 @@ import numpy as np
 
 from shmpar.grid import Grid, Halo
 from shmpar.plan import Function, InBlocks, Items, PerItem, Placement, Plan, Whole
-from shmpar.runtime.error_texts import levels_to_user
+from shmpar.runtime.error_texts import warn_user
 from shmpar.runtime.execution import Execution, Policy
 from shmpar.runtime.items import RunItems
 from shmpar.runtime.outputs import Outputs, fill_value_for
@@ -212,12 +211,10 @@ class Call:
         """Warn of very many chunks of one element: in Dask the chunks are those of the results."""
         grid = self.grid
         if all(axis.step == 1 for axis in grid.axes):
-            warnings.warn(
+            warn_user(
                 f"{self.verb}: chunks of one element make {grid.size:,} calls; chunks= is the size "
                 "of the blocks that the function gets. For a value per block write "
                 "block_reduce(f, x, chunks=512); for results of another size pass out_chunks=",
-                RuntimeWarning,
-                stacklevel=levels_to_user(),
             )
 
     def _plan(self) -> Plan:

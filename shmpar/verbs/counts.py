@@ -8,7 +8,6 @@ Guarantees
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Unpack
@@ -16,7 +15,7 @@ from typing import Any, Final, Unpack
 import numpy as np
 
 from shmpar.grid.grid import LEAST_BYTES
-from shmpar.runtime.error_texts import levels_to_user
+from shmpar.runtime.error_texts import warn_user
 from shmpar.stores.store import Store
 from shmpar.verbs.arguments import as_input, blocks
 from shmpar.verbs.options import PassOptions, with_shared_text
@@ -391,7 +390,7 @@ def _width_by_stone(size: int, span: Any, limits: Limits, measure: Measure) -> A
     best = min(range(1, most + 1), key=loss)
     if best == most:
         text = "The number of bins estimated may be suboptimal."
-        warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
+        warn_user(text)
     return span / best
 
 

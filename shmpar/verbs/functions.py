@@ -8,7 +8,6 @@ import inspect
 import itertools
 import sys
 import types
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -17,7 +16,7 @@ import numpy as np
 from shmpar.errors import format_count
 from shmpar.pickling.changes import global_names
 from shmpar.pickling.pack import is_importable, is_pickled_by_name
-from shmpar.runtime.error_texts import levels_to_user
+from shmpar.runtime.error_texts import warn_user
 
 Names = frozenset[str]
 
@@ -268,5 +267,5 @@ def warn_of_random(where: str, held: Iterable[Any], remedy: str) -> None:
                 f"{where}: the function holds a {type(one).__name__}. Each worker process gets a "
                 f"copy in the same state, so its numbers repeat; {remedy}"
             )
-            warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
+            warn_user(text)
             return

@@ -522,7 +522,7 @@ def known_outputs(
         return None
     shape = None
     if isinstance(plan.placement, InBlocks) and None not in plan.placement.cuts:
-        shape = plan.placement.shape(plan.grid, (), (0,) * len(plan.placement.cuts))
+        shape = plan.placement.shape(plan.grid, (0,) * len(plan.placement.cuts))
     outputs = []
     for array, dtype in zip(spec.given or (None,) * len(spec.dtypes), spec.dtypes, strict=True):
         if isinstance(array, np.ndarray | Store):

@@ -9,7 +9,6 @@ and LeVeque, "Algorithms for computing the sample variance", The American Statis
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from reprlib import repr as brief
@@ -17,7 +16,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from shmpar.runtime.error_texts import levels_to_user
+from shmpar.runtime.error_texts import warn_user
 from shmpar.verbs.arguments import as_input
 from shmpar.verbs.blocks import BlockVerbs, RowVerbs
 from shmpar.verbs.counts import Counts
@@ -491,7 +490,7 @@ class Reductions(Quantiles, Counts, BlockVerbs, RowVerbs):
                 number = counts.sum(axis=axis, keepdims=keepdims)
                 if not np.all(number):
                     text = "Mean of empty slice"
-                    warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
+                    warn_user(text)
             with np.errstate(divide="ignore", invalid="ignore"):
                 mean = np.true_divide(total, number)
             return mean.astype(narrow or total.dtype, copy=False)
@@ -520,7 +519,7 @@ class Reductions(Quantiles, Counts, BlockVerbs, RowVerbs):
             freedom = count - ddof
             if np.any(freedom <= 0):
                 text = "Degrees of freedom <= 0 for slice"
-                warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
+                warn_user(text)
             least = np.nan if may_be_nan else 0
             with np.errstate(divide="ignore", invalid="ignore"):
                 result = np.true_divide(square, np.where(freedom <= 0, least, freedom))

@@ -126,10 +126,9 @@ def announce(plan: Plan, chunk: int, value: Any) -> Announcement:
             due = _placement(plan).lengths(plan.grid, chunk)
             if not fits_shape(array.shape, due):
                 raise ResultError(explain_overlap_shape(plan, chunk, array.shape))
-    index = plan.grid.index(chunk)
     dtypes = plan.dtypes or (None,) * len(arrays)
     outputs = tuple(
-        Output(plan.placement.shape(plan.grid, index, array.shape), dtype or array.dtype)
+        Output(plan.placement.shape(plan.grid, array.shape), dtype or array.dtype)
         for array, dtype in zip(arrays, dtypes, strict=True)
     )
     return Announcement(outputs, is_tuple=isinstance(value, tuple), chunk=chunk)

@@ -1,4 +1,7 @@
-"""The report as text, and its advice.
+"""The report as text and as HTML for notebooks, with its advice; runs and pools as HTML.
+
+Colours of the HTML are borders, bars and accents: text has the colour of the page, which may be
+light or dark.
 
 The advice about a faster call is the hint with the largest gain, a share of the run's time.
 Each hint goes by figures that were measured in this run, and names them. Costs that no clock sees,
@@ -9,26 +12,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shmpar.display import format_bytes, format_call, format_rate, format_seconds, format_table
+from shmpar.display import (
+    BLUE,
+    format_bytes,
+    format_call,
+    format_rate,
+    format_seconds,
+    format_table,
+    html_progress,
+    html_table,
+)
 from shmpar.errors import format_count
 from shmpar.grid import Grid
 from shmpar.memory.segment import SegmentInfo
 from shmpar.plan import describe_region
+from shmpar.report.timings import WorkerTime
 
 if TYPE_CHECKING:
+    from shmpar.pool import Pool
     from shmpar.report.report import Report
+    from shmpar.runtime.run import Run
 
 LARGE = 64 << 20  # bytes; Why: less may stay in the caches and says nothing about the memory
-HOST_COLUMNS = ("host", "spans", "sent", "returned", "computing", "transport", "lost")
-WORKER_COLUMNS = ("worker", "chunks", "claims", "in chunks", "waiting", "overhead")
 
-_MAX_SLOWEST = 3
-_MAX_WORKERS = 16  # rows of the table
+_HOST_COLUMNS = ("host", "spans", "sent", "returned", "computing", "transport", "lost")
+_WORKER_COLUMNS = ("worker", "chunks", "claims", "in chunks", "waiting", "overhead")
+_SLOW_COLUMNS = ("region", "took", "worker")
+_MAX_SLOWEST, _MAX_SLOWEST_IN_HTML = 3, 5
+_MAX_WORKERS, _MAX_WORKERS_IN_HTML = 16, 64
 _MAX_CHUNKS = 5  # chunk numbers in the line about deaths
+_MAX_ERROR = 400  # characters, in HTML
+_COLOURS = {"in chunks": BLUE, "overhead": "#e69f00", "waiting": "#d9d9d9"}
 
 Hint = tuple[float, str]  # the gain, and the advice in one line
 
@@ -156,31 +175,41 @@ def _deaths(report: Report) -> str:
     return f"{text}; {format_seconds(lost)} lost"
 
 
-def worker_rows(report: Report) -> list[tuple[str, ...]]:
-    """Return a row per worker, with the cells of `WORKER_COLUMNS`."""
-    return [
-        (str(one.worker), f"{one.chunks:,}", f"{one.claims:,}", *map(format_seconds, one[3:]))
-        for one in report.worker_times
-    ]
+def _workers(report: Report, most: int) -> tuple[tuple[str, ...], list[tuple[str, ...]], str, str]:
+    """Return the table of the first workers, or hosts, and a note on the others.
+
+    Returns
+    -------
+    head, rows, align
+        As for :func:`shmpar.display.format_table`.
+    note : str
+        Empty if there are no others.
+    """
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    if report.hosts:
+        head, align = _HOST_COLUMNS, "<>>>>><"
+        rows = [
+            (
+                one.name,
+                f"{one.spans:,}",
+                *map(format_bytes, (one.bytes_out, one.bytes_in)),
+                *map(format_seconds, (one.computing, one.transport)),
+                one.lost or "-",
+            )
+            for one in report.hosts
+        ]
+    else:
+        head, align = _WORKER_COLUMNS, ">>>>>>"
+        rows = [
+            (str(one.worker), f"{one.chunks:,}", f"{one.claims:,}", *map(format_seconds, one[3:]))
+            for one in report.worker_times
+        ]
+    more = len(rows) - most
+    return head, rows[:most], align, f"... and {more} more" if more > 0 else ""
 
 
-def host_rows(report: Report) -> list[tuple[str, ...]]:
-    """Return a row per host, with the cells of `HOST_COLUMNS`."""
-    return [
-        (
-            one.name,
-            f"{one.spans:,}",
-            format_bytes(one.bytes_out),
-            format_bytes(one.bytes_in),
-            format_seconds(one.computing),
-            format_seconds(one.transport),
-            one.lost or "-",
-        )
-        for one in report.hosts
-    ]
-
-
-def slowest_rows(report: Report, count: int) -> list[tuple[str, str, str, str]]:
+def _slowest(report: Report, count: int) -> list[tuple[str, str, str, str]]:
     """Return a row per slow chunk: number, region, duration and worker."""
     return [
         (str(one.chunk), describe_region(one.region), format_seconds(one.seconds), str(one.worker))
@@ -191,21 +220,106 @@ def slowest_rows(report: Report, count: int) -> list[tuple[str, str, str, str]]:
 def render(report: Report) -> str:
     """Return the whole report as text."""
     lines = format_table(facts(report), "<<")
-    rows = [] if report.hosts else worker_rows(report)
-    if report.hosts:
-        lines += ["", *format_table([HOST_COLUMNS, *host_rows(report)[:_MAX_WORKERS]], "<>>>>><")]
-        if len(report.hosts) > _MAX_WORKERS:
-            lines.append(f"... and {len(report.hosts) - _MAX_WORKERS} more")
-    if report.computed and rows:
-        lines += ["", *format_table([WORKER_COLUMNS, *rows[:_MAX_WORKERS]], ">>>>>>")]
-        if len(rows) > _MAX_WORKERS:
-            lines.append(f"... and {len(rows) - _MAX_WORKERS} more")
+    if report.hosts or report.computed:
+        head, rows, align, note = _workers(report, _MAX_WORKERS)
+        lines += ["", *format_table([head, *rows], align), *[note] * bool(note)]
     if report.computed > 1:
-        head = ("slowest", "region", "took", "worker")
-        lines += ["", *format_table([head, *slowest_rows(report, _MAX_SLOWEST)], "><>>")]
+        rows = [("slowest", *_SLOW_COLUMNS), *_slowest(report, _MAX_SLOWEST)]
+        lines += ["", *format_table(rows, "><>>")]
     if advice := report.advice:
         lines += ["", advice]
     return "\n".join([title(report), *(f"  {line}" if line else "" for line in lines)])
+
+
+# HTML
+
+
+def render_html(report: Report) -> str:
+    """Return the whole report as a fragment of HTML."""
+    parts = [f"<strong>{escape(title(report))}</strong>"]
+    if advice := report.advice:
+        style = f"border-left:3px solid {_COLOURS['overhead']};padding-left:0.6em;margin:0.4em 0"
+        parts.append(f"<div style='{style}'>{escape(advice)}</div>")
+    parts.append(html_table([(label, escape(fact)) for label, fact in facts(report)], "<<"))
+    if report.hosts or report.computed:
+        head, rows, align, note = _workers(report, _MAX_WORKERS_IN_HTML)
+        rows = [tuple(map(escape, row)) for row in rows]
+        if not report.hosts:
+            pairs = zip(rows, report.worker_times, strict=False)
+            rows = [(*row, _bar(one, report.seconds)) for row, one in pairs]
+            head, align = (*map(_underlined, head), ""), f"{align}<"
+        parts += [html_table(rows, align, head), f"<div>{note}</div>" * bool(note)]
+    if report.computed:
+        slow = ("slowest chunk", *_SLOW_COLUMNS)
+        parts.append(html_table(_slowest(report, _MAX_SLOWEST_IN_HTML), "><>>", slow))
+    return f"<div>{''.join(parts)}</div>"
+
+
+def _underlined(name: str) -> str:
+    """Underline the name of a column with its colour in the bars."""
+    colour = _COLOURS.get(name)
+    return f"<span style='border-bottom:0.25em solid {colour}'>{name}</span>" if colour else name
+
+
+def _bar(one: WorkerTime, whole: float) -> str:
+    """Return a bar that is as long as the run, divided by the time of a worker."""
+    times = {"in chunks": one.user, "overhead": one.overhead, "waiting": one.waiting}
+    parts = [
+        f"<span title='{name} {format_seconds(value)}' style='display:inline-block;"
+        f"height:0.8em;width:{100 * value / max(whole, 1e-9):.2f}%;"
+        f"background:{_COLOURS[name]}'></span>"
+        for name, value in times.items()
+    ]
+    style = "width:16em;margin-top:0.3em;white-space:nowrap;line-height:0"
+    return f"<div style='{style}'>{''.join(parts)}</div>"
+
+
+def render_run(run: Run, status: str) -> str:
+    """Return a run as a fragment of HTML: its state in plain words, its progress, its report."""
+    execution, (settled, chunks) = run.execution, run.progress
+    report, seconds = run.report, format_seconds(run.report.seconds)
+    call, bad = format_call(report.verb, report.function), run.done() and settled < chunks
+    style = "width:12em;vertical-align:middle"
+    bar = html_progress(settled, chunks, style, bad=bad or bool(execution.errors))
+    rows = [
+        ("state", escape(status)),
+        (f"{execution.noun}s", f"{bar} {settled:,} of {chunks:,}"),
+        ("time", seconds),
+    ]
+    if execution.errors:
+        first = str(run.failed[0])
+        first = first if len(first) <= _MAX_ERROR else f"{first[:_MAX_ERROR]}..."
+        style = "overflow-wrap:anywhere;white-space:pre-wrap"
+        first = f"<span style='{style}'>{escape(first)}</span>"
+        rows.append(("failures", f"{len(execution.errors):,}; the first: {first}"))
+        rows.append(("", "<code>run.failed</code> has all errors"))
+    summary = "<summary style='cursor:pointer'>report (<code>run.report</code>)</summary>"
+    return (
+        f"<div><strong>Run: {escape(call)}</strong>{html_table(rows, '<<')}"
+        f"<details>{summary}{render_html(report)}</details></div>"
+    )
+
+
+def render_pool(pool: Pool) -> str:
+    """Return a pool as a fragment of HTML: the workers, the memory, and the last run."""
+    if pool.engine == "serial":
+        workers = "none: the calling thread computes"
+    elif kind := {"processes": "process", "threads": "thread"}.get(pool.engine):
+        workers = format_count(pool.n_workers, f"worker {kind}", f"worker {pool.engine}")
+    else:
+        workers = "on the hosts"
+    memory, run = pool.memory, pool.last_run
+    segments = format_count(len(memory), "segment")
+    rows = [
+        ("workers", f"{workers}{', ended' if pool.closed else ''}"),
+        ("memory", f"{format_bytes(memory.nbytes)} in {segments}" if memory else "none in use"),
+        ("last run", "none" if run is None else escape(repr(run)[len("<shmpar.Run: ") : -1])),
+    ]
+    state = "closed" if pool.closed else "open"
+    return f"<div><strong>Pool: {pool.engine}, {state}</strong>{html_table(rows, '<<')}</div>"
+
+
+# Advice
 
 
 def advise(report: Report) -> str:
