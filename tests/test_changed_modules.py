@@ -612,3 +612,95 @@ def test_names_that_the_source_does_not_show(run_python: Run, tmp_path: Path, wh
     script.write_text(AFTER_CHANGES)
     done = run_python(script, when, cwd=tmp_path)
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
+KEEPERS = """
+class Plain:
+    K = 1
+    def get(self, x):
+        return x + self.K
+class Slotted:
+    __slots__ = ("own",)
+    K = 1
+    def get(self, x):
+        self.own = x
+        return self.own + self.K
+class Under(Plain):
+    def get(self, x):
+        return super().get(x) * 10
+class Outer:
+    class Inner:
+        K = 1
+
+PLAIN, SLOTTED, UNDER, HELD = Plain(), Slotted(), Under(), [Plain()]
+
+def of_classes(x):
+    mine, theirs = (PLAIN, SLOTTED, UNDER, HELD[0]), (Plain, Slotted, Under, Plain)
+    found = [(one.get(x), isinstance(one, kind)) for one, kind in zip(mine, theirs)]
+    return found, hasattr(PLAIN, "more"), Outer.Inner.K
+
+def first(x):
+    return x
+def second(x):
+    return x * 100
+TABLE, LISTED, REGISTRY = {"call": first}, [first, len], {}
+REGISTRY["call"] = first
+
+def of_tables(x):
+    return TABLE["call"](x), LISTED[0](x), REGISTRY["call"](x), sorted(TABLE)
+"""
+
+
+@pytest.mark.parametrize("called_before", [False, True])
+def test_a_class_whose_objects_the_module_holds(
+    run_python: Run, tmp_path: Path, called_before: bool
+) -> None:
+    """Workers change their own class, so that the objects of the module change with it."""
+    (tmp_path / "keepers.py").write_text(KEEPERS)
+    source = f"""
+        import keepers, shmpar
+        with shmpar.Pool(1) as pool:
+            def check():
+                assert pool.submit(keepers.of_classes, 2).result() == keepers.of_classes(2)
+                assert isinstance(pool.submit(lambda: keepers.PLAIN).result(), keepers.Plain)
+            if {called_before}:
+                check()
+            keepers.Plain.K = keepers.Slotted.K = keepers.Outer.Inner.K = 9
+            check()
+            keepers.Plain.get, keepers.Plain.more = (lambda self, x: x - self.K), 1
+            check()
+            assert pool.submit(lambda one: isinstance(one, keepers.Plain), keepers.PLAIN).result()
+            del keepers.Plain.more
+            check()
+            former = keepers.PLAIN
+            class Plain(keepers.Plain):  # Why: a class of another layout is no changed class.
+                pass
+            Plain.__module__, Plain.__qualname__ = "keepers", "Plain"
+            keepers.Plain = Plain
+            assert pool.submit(lambda: issubclass(keepers.Plain, type(former))).result()
+        print("right")
+    """
+    done = run_python(source, cwd=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("right\n", "", 0)
+
+
+def test_a_table_of_functions_is_compared_item_by_item(run_python: Run, tmp_path: Path) -> None:
+    """An item of a dict or list of functions can be replaced, added and deleted."""
+    (tmp_path / "keepers.py").write_text(KEEPERS)
+    source = """
+        import keepers, shmpar
+        with shmpar.Pool(1) as pool:
+            def check():
+                assert pool.submit(keepers.of_tables, 2).result() == keepers.of_tables(2)
+            check()
+            keepers.TABLE["call"] = keepers.LISTED[0] = keepers.REGISTRY["call"] = keepers.second
+            check()
+            keepers.TABLE["more"] = lambda x: x
+            check()
+            del keepers.TABLE["more"]
+            keepers.TABLE["call"] = keepers.first
+            check()
+        print("right")
+    """
+    done = run_python(source, cwd=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("right\n", "", 0)

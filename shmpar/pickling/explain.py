@@ -74,10 +74,10 @@ class CheckedPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle 
         if id(type(obj)) in self._harmless:
             return NotImplemented
         if isinstance(obj, types.FunctionType):
-            if obj.__code__ is DISPATCHER and not _is_found(obj):
+            if obj.__code__ is DISPATCHER and not is_found(obj):
                 return reduce_dispatcher(obj)
         elif type(obj) is CACHED:
-            if not _is_found(obj):
+            if not is_found(obj):
                 return reduce_cached(obj)
         elif isinstance(obj, functools.cached_property) and hasattr(obj, "lock"):
             state = {name: value for name, value in vars(obj).items() if name != "lock"}
@@ -89,8 +89,8 @@ class CheckedPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle 
         return super().reducer_override(obj)
 
 
-def _is_found(obj: Any) -> bool:
-    """Return whether a function is found in its module under its name, and not in a script."""
+def is_found(obj: Any) -> bool:
+    """Return whether a definition is found in its module under its name, and not in a script."""
     module = obj.__module__ or ""
     if module in SCRIPTS or module in cloudpickle.list_registry_pickle_by_value():
         return False

@@ -14,6 +14,8 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
+import importlib.util
+import itertools
 import marshal
 import os
 import sys
@@ -30,6 +32,7 @@ import numpy as np
 
 from shmpar.memory.system import file_stamp
 from shmpar.pickling.plain import pack_plain
+from shmpar.pickling.unpack import Place
 
 MISSING = object()
 SCALARS = (bool, int, float, complex, str, bytes, types.NoneType)
@@ -38,6 +41,7 @@ MODULE_NAMES = ("__name__", "__package__", "__path__", "__file__")  # sent with 
 ADDED = {"__slotnames__", "__annotations__", "__annotations_cache__"}
 """Attributes that Python adds to a class at a first pickle of an object, or a first look."""
 _IMPLICIT = {"__new__", "__init_subclass__", "__class_getitem__"}  # become methods by themselves
+_IN_TABLES = {*SCALARS, type, types.FunctionType, types.BuiltinFunctionType}
 _MUTABLE = (dict, list, set)
 CONTAINERS = (*_MUTABLE, frozenset, tuple)
 PLAIN = {*SCALARS, *CONTAINERS}
@@ -52,21 +56,17 @@ class _Source:
 
     Attributes
     ----------
-    literals : dict of str to bytes
-        Globals with a literal value; attributes of classes as ``Class.name``.
-    bound : set of str
-        Names that the module binds while it is imported.
     managed : set of str
-        Globals that its own functions bind.
+        Globals that the module's own functions bind.
     """
 
     def __init__(self, module: types.ModuleType, file: str) -> None:
-        self.literals: dict[str, bytes] = {}
-        self.bound: set[str] = set()
         self.managed: set[str] = set()
         self._globals = vars(module)
-        self._definitions: dict[str, ast.stmt] = {}
-        self._imports: dict[str, tuple[str, str]] = {}
+        # Names that the module binds while it is imported, `Class.name` for those of classes. Each
+        # has its only definition: a literal as bytes, a function or class as its node, an import
+        # as (module, name). None stands for any other definition, and for several.
+        self._bound: dict[str, Any] = {}
         self._codes: list[types.CodeType] | None = None
         self._all_of: list[str] = []  # modules from which it imports all names
         self._is_open = False  # it binds names that this does not see
@@ -76,11 +76,7 @@ class _Source:
         except (OSError, SyntaxError, ValueError):
             self._is_open = True
             return
-        twice = self._read(tree.body, "", module.__package__ or "")
-        for name in twice:
-            self.literals.pop(name, None)
-            self._definitions.pop(name, None)
-            self._imports.pop(name, None)
+        self._read(tree.body, "", module.__package__ or "")
         words = set[str]()
         for node in ast.walk(tree):
             if isinstance(node, ast.Global):
@@ -95,57 +91,52 @@ class _Source:
             with contextlib.suppress(Exception):
                 self._codes = list(code_objects(get_code(module.__name__)))
 
-    def _read(self, body: list[ast.stmt], prefix: str, package: str) -> set[str]:
-        """Read the statements of a module or class; return the names that are bound twice."""
-        twice: set[str] = set()
+    def _read(self, body: list[ast.stmt], prefix: str, package: str) -> None:
+        """Read the statements of a module or class."""
         for node in body:
-            for name in map(prefix.__add__, _bindings(node)):
-                twice.update({name} & self.bound)
-                self.bound.add(name)
+            found: dict[str, Any] = {}
             match node:
                 case ast.Assign(targets=[target], value=value):
-                    self._read_assignment(prefix, target, value)
+                    found = dict(_literals(target, value))
                 case ast.AnnAssign(target=target, value=ast.expr() as value):
-                    self._read_assignment(prefix, target, value)
+                    found = dict(_literals(target, value))
                 case ast.FunctionDef(name=name, decorator_list=[]):
-                    self._definitions[prefix + name] = node
-                case ast.ClassDef(name=name, decorator_list=[]) if not prefix:
-                    self._definitions[name] = node
-                    twice |= self._read(node.body, f"{name}.", package)
+                    found[name] = node
+                case ast.ClassDef(name=name, decorator_list=[]):
+                    found[name] = node
+                    self._read(node.body, f"{prefix}{name}.", package)
                 case ast.ImportFrom(module=source, names=names, level=level):
-                    above = package.split(".")[: len(package.split(".")) - level + 1]
-                    origin = ".".join([*above, source or ""]) if level else source or ""
-                    if names[0].name == "*":
-                        self._all_of.append(origin)
-                    for one in names:
-                        self._imports[one.asname or one.name] = origin, one.name
-        return twice
+                    origin = source or ""
+                    with contextlib.suppress(ImportError):  # Why: it may have been edited.
+                        origin = importlib.util.resolve_name("." * level + origin, package)
+                    found = {one.asname or one.name: (origin, one.name) for one in names}
+                    self._all_of += [origin] * ("*" in found)
+            for name in _bindings(node):
+                several = prefix + name in self._bound
+                self._bound[prefix + name] = None if several else found.get(name)
 
-    def _read_assignment(self, prefix: str, target: ast.expr, value: ast.expr) -> None:
-        if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
-            if len(target.elts) == len(value.elts):
-                for one, its in zip(target.elts, value.elts, strict=True):
-                    self._read_assignment(prefix, one, its)
-        elif isinstance(target, ast.Name):
-            with contextlib.suppress(ValueError):
-                plain = _plain(ast.literal_eval(value))
-                if plain is not None:
-                    self.literals[prefix + target.id] = plain
+    def binds(self, name: str) -> bool:
+        """Return whether the module binds a name while it is imported."""
+        return name in self._bound
+
+    def has_literal(self, name: str) -> bool:
+        """Return whether a global has a literal value."""
+        return type(self._bound.get(name)) is bytes
 
     def agrees(self, name: str, value: Any) -> bool:
         """Return whether a global may be the one that an import of the file makes."""
-        plain = _plain(value)
-        if name in self.literals:
-            return plain == self.literals[name] or (plain is None and type(value) in CONTAINERS)
-        match self._definitions.get(name):
+        match self._bound.get(name):
+            case bytes() as literal:
+                plain = _plain(value)
+                return plain == literal or (plain is None and type(value) in CONTAINERS)
             case ast.FunctionDef():
                 return self._defines(value)
             case ast.ClassDef():
-                return isinstance(value, type) and self._agrees_with_class(name, value)
-        if name in self._imports:
-            return _is_imported(value, *self._imports[name], or_missing=True)
+                return self._defines_class(name, value)
+            case (origin, known):
+                return _is_imported(value, origin, known, or_missing=True)
         return (
-            name in self.bound
+            name in self._bound
             or isinstance(value, types.ModuleType)
             or name in MODULE_NAMES
             or name.startswith("@")
@@ -160,18 +151,23 @@ class _Source:
             return value.__globals__ is self._globals
         return _plain(value) is None
 
-    def _agrees_with_class(self, name: str, definition: type) -> bool:
+    def _defines_class(self, path: str, definition: Any) -> bool:
+        if not isinstance(definition, type):
+            return False
         for key, value in list(vars(definition).items()):
-            path, plain = f"{name}.{key}", _plain(value)
-            if isinstance(self._definitions.get(path), ast.FunctionDef):
-                if not self._defines(value) and key not in _IMPLICIT:
-                    return False
-            elif plain is not None and not key.startswith("__"):
-                if type(value) in _MUTABLE:
-                    continue  # Why: a class counts or registers there, which is no new definition.
-                due = self.literals.get(path, plain)
-                if path not in self.bound or plain != due:
-                    return False
+            name, plain = f"{path}.{key}", _plain(value)
+            match self._bound.get(name):
+                case ast.FunctionDef():
+                    if not self._defines(value) and key not in _IMPLICIT:
+                        return False
+                case ast.ClassDef():
+                    if not self._defines_class(name, value):
+                        return False
+                # Why not mutable ones: a class counts or registers there, which is no definition.
+                case due if plain is not None and type(value) not in _MUTABLE:
+                    is_right = name in self._bound and (type(due) is not bytes or plain == due)
+                    if not (is_right or key.startswith("__")):
+                        return False
         return True
 
     def _defines(self, function: Any) -> bool:
@@ -222,11 +218,12 @@ class UserModule:
         """The bindings in the file."""
         return _Source(self.module, self._file)
 
-    def attributes(self) -> dict[str, Any] | None:
-        """Return the attributes for a worker that cannot import the module; None if it can."""
-        if self.importable and not self._edited:
-            return None
-        return {name: value for name, value in vars(self.module).items() if name in MODULE_NAMES}
+    def place(self) -> Place:
+        """Return the place of the module in a worker."""
+        values, names = vars(self.module), MODULE_NAMES
+        attributes = {name: value for name, value in values.items() if name in names}
+        can_import = self.importable and not self._edited
+        return self.name, None if can_import else attributes, self.importable
 
     def is_as_imported(self) -> bool:
         """Return whether workers find the file that was imported here."""
@@ -273,7 +270,8 @@ class UserModule:
         parts, first = identity(value), self._first.get(name)
         if first is not None and are_same(first, parts):
             return True
-        is_known = first is None or name in self.source.literals
+        # Why the length: a table of functions is compared, although a literal may have made it.
+        is_known = first is None or (len(first) == 1 and self.source.has_literal(name))
         self._first[name] = parts  # Why before: modules may import a name from each other.
         if is_known and self.source.agrees(name, value):
             return True
@@ -282,7 +280,7 @@ class UserModule:
 
     def lacks(self, name: str) -> bool:
         """Return whether a worker has, or may have, a global that is missing here."""
-        if name in self.changed or name in self._first or name in self.source.bound:
+        if name in self.changed or name in self._first or self.source.binds(name):
             self.changed.add(name)
             return True
         return False
@@ -307,6 +305,18 @@ def _is_imported(value: Any, origin: str, name: str, *, or_missing: bool) -> boo
         return found is value
     user.refresh()
     return not user.differs(name, value)
+
+
+def _literals(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, bytes]]:
+    """Yield the names that an assignment gives literal values, with these values."""
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+        if len(target.elts) == len(value.elts):
+            for one, its in zip(target.elts, value.elts, strict=True):
+                yield from _literals(one, its)
+    elif isinstance(target, ast.Name):
+        with contextlib.suppress(ValueError):
+            if (plain := _plain(ast.literal_eval(value))) is not None:
+                yield target.id, plain
 
 
 def _bindings(node: ast.AST) -> Iterator[str]:
@@ -355,16 +365,29 @@ def identity(value: Any) -> tuple[Any, ...]:
     if kind is types.FunctionType:
         return value, value.__code__, value.__defaults__, value.__kwdefaults__
     if issubclass(kind, type):
-        held: Mapping[str, Any] = vars(value)
-        if not ADDED.isdisjoint(held):
-            held = {key: one for key, one in held.items() if key not in ADDED}
-        return (value, *held.values())
+        return _class_identity(value)
     large: list[Any] = []
     plain = _plain(value, large) if kind in CONTAINERS else None
+    if plain is None and kind in CONTAINERS and len(value) <= LONGEST:
+        items = [*value, *value.values()] if kind is dict else [*value]
+        if _IN_TABLES.issuperset(map(type, items)):
+            return (value, *items)
     try:  # Why: a reference keeps no memory, and is the same one as long as the object lives.
         return (weakref.ref(value),) if plain is None else (plain, *map(weakref.ref, large))
     except TypeError:
         return (value,)
+
+
+def _class_identity(value: type) -> tuple[Any, ...]:
+    held: Mapping[str, Any] = vars(value)
+    if not ADDED.isdisjoint(held):
+        held = {key: one for key, one in held.items() if key not in ADDED}
+    parts = value, *held.values()
+    if type not in map(type, parts[1:]):
+        return parts
+    inside = f"{value.__qualname__}."
+    nested = [one for one in parts if type(one) is type and one.__qualname__.startswith(inside)]
+    return (*parts, *itertools.chain(*map(_class_identity, nested)))
 
 
 def are_same(first: tuple[Any, ...], now: tuple[Any, ...]) -> bool:

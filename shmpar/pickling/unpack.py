@@ -122,8 +122,8 @@ def module_globals(
 
 # Classes that are pickled by value: a process has one class for all pickles of it.
 
-ClassState = tuple[tuple[dict[str, Any], Any], Callable[[type, Any], object]]
-"""The attributes of a class, and the function that sets them."""
+ClassState = tuple[Any, Callable[[type, Any], object], Sequence[str]]
+"""The state of a class, the function that sets it, and the names of all attributes."""
 
 class_attributes: weakref.WeakKeyDictionary[type, set[str]] = weakref.WeakKeyDictionary()
 """The classes that this process has sent or received by value, with the attributes that came."""
@@ -131,11 +131,11 @@ class_attributes: weakref.WeakKeyDictionary[type, set[str]] = weakref.WeakKeyDic
 
 def set_class(definition: type, packed: ClassState) -> None:
     """Set the attributes of a class from the parent; delete those that it has deleted."""
-    state, setter = packed
-    for name in class_attributes.get(definition, set()) - state[0].keys():
+    state, setter, names = packed
+    for name in class_attributes.get(definition, set()).difference(names):
         with contextlib.suppress(AttributeError, TypeError):
             delattr(definition, name)
-    class_attributes[definition] = set(state[0])
+    class_attributes[definition] = set(names)
     setter(definition, state)
 
 
@@ -149,11 +149,15 @@ def set_new_class(definition: type, packed: ClassState) -> None:
 # Modules that have changed in the parent
 
 
+Place = tuple[str, dict[str, Any] | None, bool]
+"""A module in a worker: its name, attributes if the parent's file is another one, importable."""
+
 _made: set[str] = set()  # names of the modules that no import finds here
 
 
-def live_module(name: str, attributes: dict[str, Any] | None, importable: bool) -> types.ModuleType:
+def live_module(place: Place) -> types.ModuleType:
     """Return a module of the user's: imported, or made with these attributes."""
+    name, attributes, importable = place
     if importable:
         try:
             return importlib.import_module(name)
@@ -180,25 +184,40 @@ def _make_module(name: str) -> types.ModuleType:
     return module
 
 
-def live_globals(name: str, attributes: dict[str, Any] | None, importable: bool) -> dict[str, Any]:
+def live_globals(place: Place) -> dict[str, Any]:
     """Return the globals of :func:`live_module`; pickles call this function."""
-    return vars(live_module(name, attributes, importable))
+    return vars(live_module(place))
+
+
+def live_class(
+    place: Place, path: str, make: Callable[..., type], arguments: tuple[Any, ...]
+) -> type:
+    """Return the class at this path in a module, whose attributes follow; pickles call this.
+
+    It is the class that is there, so that the objects of the module have it too. A new one is made
+    if the objects of the parent's class have another layout.
+    """
+    found: Any = live_module(place)
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    kind, _, bases, namespace, *_ = arguments
+    if type(found) is kind and (found.__module__, found.__qualname__) == (place[0], path):
+        held = vars(found)
+        layout = held.get("__orig_bases__", found.__bases__), held.get("__slots__")
+        if layout == (bases, namespace.get("__slots__")):
+            class_attributes.setdefault(found, set(held))
+            return found  # type: ignore[no-any-return]
+    return make(*arguments)
 
 
 def update_module(
-    name: str,
-    attributes: dict[str, Any] | None,
-    importable: bool,
-    values: dict[str, Any],
-    managed: dict[str, Any],
-    deleted: Sequence[str],
+    place: Place, values: dict[str, Any], managed: dict[str, Any], deleted: Sequence[str]
 ) -> None:
     """Give globals of a module the parent's values; pickles call this function.
 
     Those that the module's functions manage are kept if they are there.
     """
-    found = live_globals(name, attributes, importable)
-    namespaces.live[name] = found
+    found = namespaces.live[place[0]] = live_globals(place)
     for own, value in managed.items():
         found.setdefault(own, value)
     found.update(values)
