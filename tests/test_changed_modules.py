@@ -615,6 +615,32 @@ def test_names_that_the_source_does_not_show(run_python: Run, tmp_path: Path, wh
 
 
 KEEPERS = """
+import enum, threading
+from typing import NamedTuple
+
+class Color(enum.Enum):
+    RED = 1
+    BLUE = 2
+    def text(self):
+        return self.name
+class Pair(NamedTuple):
+    left: int
+    def text(self):
+        return self.left
+class Base:
+    def __init_subclass__(cls):
+        cls.name = cls.__name__
+class Locked(Base):
+    lock = threading.Lock()
+class Added:
+    lock = threading.Lock()
+Added.name = "added"
+RED, PAIR = Color.RED, Pair(1)
+
+def of_made_classes(x):
+    found = RED is Color.RED, Color(1) is RED, isinstance(PAIR, Pair), RED.text(), PAIR.text()
+    return found, [one.lock.acquire(False) and one.lock.release() for one in (Locked, Added)]
+
 class Plain:
     K = 1
     def get(self, x):
@@ -649,6 +675,26 @@ REGISTRY["call"] = first
 def of_tables(x):
     return TABLE["call"](x), LISTED[0](x), REGISTRY["call"](x), sorted(TABLE)
 """
+
+
+def test_classes_that_get_more_attributes_than_their_source_shows(
+    run_python: Run, tmp_path: Path
+) -> None:
+    """An unchanged class of any kind is that of the worker's module, whose objects are of it."""
+    (tmp_path / "keepers.py").write_text(KEEPERS)
+    source = """
+        import keepers, shmpar
+        with shmpar.Pool(1) as pool:
+            assert pool.submit(keepers.of_made_classes, 2).result() == keepers.of_made_classes(2)
+            assert pool.submit(lambda: keepers.RED).result() is keepers.Color.RED
+            del keepers.Added.lock, keepers.Locked.lock
+            keepers.Color.text = keepers.Pair.text = lambda self: "new"
+            function = lambda: (keepers.RED.text(), keepers.PAIR.text(), keepers.Color(1).text())
+            assert pool.submit(function).result() == ("new", "new", "new")
+        print("right")
+    """
+    done = run_python(source, cwd=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("right\n", "", 0)
 
 
 @pytest.mark.parametrize("called_before", [False, True])

@@ -63,13 +63,14 @@ class _Source:
     def __init__(self, module: types.ModuleType, file: str) -> None:
         self.managed: set[str] = set()
         self._globals = vars(module)
-        # Names that the module binds while it is imported, `Class.name` for those of classes. Each
+        # Names that the module binds while it is imported, `Class.name` for attributes. Each
         # has its only definition: a literal as bytes, a function or class as its node, an import
         # as (module, name). None stands for any other definition, and for several.
         self._bound: dict[str, Any] = {}
         self._codes: list[types.CodeType] | None = None
         self._all_of: list[str] = []  # modules from which it imports all names
         self._is_open = False  # it binds names that this does not see
+        self._has_open_classes = False  # also as attributes of classes
         try:
             with tokenize.open(file) as opened:
                 tree = ast.parse(opened.read())
@@ -86,6 +87,7 @@ class _Source:
         # Why the modules: most calls of setattr() and vars() are for other objects.
         of_modules = {"setattr", "vars"} if {"modules", "import_module"} & words else set[str]()
         self._is_open |= bool(words & {"globals", "exec", *of_modules})
+        self._has_open_classes = bool(words & {"locals", "setattr", "exec"})
         get_code = getattr(module.__loader__, "get_code", None)
         if get_code is not None:  # Why: pytest changes the code of its modules, and has none.
             with contextlib.suppress(Exception):
@@ -165,8 +167,10 @@ class _Source:
                         return False
                 # Why not mutable ones: a class counts or registers there, which is no definition.
                 case due if plain is not None and type(value) not in _MUTABLE:
-                    is_right = name in self._bound and (type(due) is not bytes or plain == due)
-                    if not (is_right or key.startswith("__")):
+                    is_implicit = key.startswith("_") or self._has_open_classes
+                    is_found = is_implicit or name in self._bound or _adds_attributes(definition)
+                    is_other = type(due) is bytes and plain != due
+                    if not key.startswith("__") and (is_other or not is_found):
                         return False
         return True
 
@@ -307,6 +311,13 @@ def _is_imported(value: Any, origin: str, name: str, *, or_missing: bool) -> boo
     return not user.differs(name, value)
 
 
+def _adds_attributes(definition: type) -> bool:
+    """Return whether a class may have attributes that its metaclass, base or a descriptor adds."""
+    if type(definition) is not type or type(definition.__init_subclass__) is types.MethodType:
+        return True
+    return any(hasattr(type(one), "__set_name__") for one in vars(definition).values())
+
+
 def _literals(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, bytes]]:
     """Yield the names that an assignment gives literal values, with these values."""
     if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
@@ -327,6 +338,9 @@ def _bindings(node: ast.AST) -> Iterator[str]:
         yield from ((one.asname or one.name).partition(".")[0] for one in node.names)
     elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
         yield node.id
+    elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        if isinstance(node.ctx, ast.Store):
+            yield f"{node.value.id}.{node.attr}"
     elif not isinstance(node, (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp)):
         for inner in ast.iter_child_nodes(node):
             yield from _bindings(inner)

@@ -64,6 +64,7 @@ from shmpar.pickling.unpack import (
     bit_generator,
     bytes_array,
     class_attributes,
+    class_layout,
     live_class,
     live_globals,
     module_globals,
@@ -266,17 +267,16 @@ class _Pickler(CheckedPickler):
         """
         class_attributes.setdefault(definition, set())
         make, arguments, state, items, pairs, setter = reduced
-        if not issubclass(definition, enum.Enum):
-            _, _, bases, namespace, *_ = arguments
+        if "__slots__" in vars(definition) and not issubclass(definition, enum.Enum):
             # Why: cloudpickle sets them afterwards, which makes no slots. The attributes would then
             # lie in a dict, which an object of this process does not have.
-            # Why not NamedTuple: it has slots of its own, and refuses others.
-            if "__slots__" in vars(definition) and typing.NamedTuple not in bases:
+            _, _, bases, namespace, *_ = arguments
+            if typing.NamedTuple not in bases:  # Why: it has slots of its own, and refuses others.
                 namespace["__slots__"] = vars(definition)["__slots__"]
-            module = user_module(definition.__module__)
-            if is_updated and module is not None and is_found(definition):
-                arguments = module.place(), definition.__qualname__, make, arguments
-                make = live_class
+        module = user_module(definition.__module__) if is_updated else None
+        if module is not None and is_found(definition):
+            arguments = module.place(), class_layout(definition), make, arguments
+            make = live_class
         place = set_new_class if self._is_result else set_class
         return make, arguments, (state, setter, [*vars(definition)]), items, pairs, place
 

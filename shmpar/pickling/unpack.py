@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import functools
 import importlib
 import io
@@ -189,24 +190,31 @@ def live_globals(place: Place) -> dict[str, Any]:
     return vars(live_module(place))
 
 
+def class_layout(definition: type) -> tuple[Any, ...]:
+    """Return the parts of a class that cannot be changed in place."""
+    held, members = vars(definition), dict[str, Any]()
+    if isinstance(definition, enum.EnumType):
+        members.update(definition.__members__)
+    values = {name: repr(one.value) for name, one in members.items()}
+    names = definition.__module__, definition.__qualname__
+    bases = held.get("__orig_bases__", definition.__bases__)
+    return type(definition), *names, bases, held.get("__slots__"), values
+
+
 def live_class(
-    place: Place, path: str, make: Callable[..., type], arguments: tuple[Any, ...]
+    place: Place, layout: tuple[Any, ...], make: Callable[..., type], arguments: tuple[Any, ...]
 ) -> type:
-    """Return the class at this path in a module, whose attributes follow; pickles call this.
+    """Return a class of a module, whose attributes follow; pickles call this function.
 
     It is the class that is there, so that the objects of the module have it too. A new one is made
-    if the objects of the parent's class have another layout.
+    if the class there has another layout.
     """
     found: Any = live_module(place)
-    for name in path.split("."):
+    for name in layout[2].split("."):
         found = getattr(found, name, None)
-    kind, _, bases, namespace, *_ = arguments
-    if type(found) is kind and (found.__module__, found.__qualname__) == (place[0], path):
-        held = vars(found)
-        layout = held.get("__orig_bases__", found.__bases__), held.get("__slots__")
-        if layout == (bases, namespace.get("__slots__")):
-            class_attributes.setdefault(found, set(held))
-            return found  # type: ignore[no-any-return]
+    if isinstance(found, type) and class_layout(found) == layout:
+        class_attributes.setdefault(found, set(vars(found)))
+        return found
     return make(*arguments)
 
 
