@@ -750,3 +750,39 @@ def test_a_table_of_functions_is_compared_item_by_item(run_python: Run, tmp_path
     """
     done = run_python(source, cwd=tmp_path)
     assert (done.stdout, done.stderr, done.returncode) == ("right\n", "", 0)
+
+
+MANAGER = """
+LEVEL = None
+def configure(level):
+    global LEVEL
+    LEVEL = level
+def twice(function):
+    def call(x):
+        return function(x), LEVEL
+    return call
+@twice
+def decorated(x):
+    return x, LEVEL
+nameless = lambda x: LEVEL
+"""
+
+
+def test_functions_without_a_name_share_the_globals_of_their_module(
+    run_python: Run, tmp_path: Path
+) -> None:
+    """A decorated function sees what the initializer has set, as a function with a name does."""
+    (tmp_path / "manager.py").write_text(MANAGER)
+    source = """
+        import manager, shmpar
+        with shmpar.Pool(1, initializer=manager.configure, initargs=(5,)) as pool:
+            assert pool.submit(manager.decorated, 1).result() == ((1, 5), 5)
+            assert pool.submit(manager.nameless, 1).result() == 5
+            assert pool.submit(lambda: manager.nameless(1)).result() == 5
+            manager.LEVEL = 7
+            assert pool.submit(manager.decorated, 1).result() == ((1, 7), 7)
+            assert pool.submit(manager.nameless, 1).result() == 7
+        print("right")
+    """
+    done = run_python(source, cwd=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("right\n", "", 0)

@@ -235,6 +235,7 @@ class _Pickler(CheckedPickler):
             # Why a default: a function of lru_cache over a partial has no such name.
             top = getattr(definition, "__qualname__", "").partition(".")[0]
             is_updated = (definition.__module__, top) in self._updated
+            is_updated |= isinstance(obj, types.FunctionType) and _uses_state(obj)
         if isinstance(obj, types.FunctionType) and not (is_updated or is_pickled_by_name(obj)):
             self._share_globals(obj)
         if is_updated:
@@ -436,6 +437,17 @@ def _is_sent(module: UserModule, name: str, value: Any) -> bool:
     if not module.importable or type(value) in PLAIN or isinstance(value, _DEFINITIONS):
         return True
     return name not in module.source.managed or pickling_error(value) is None
+
+
+def _uses_state(function: types.FunctionType) -> bool:
+    """Return whether code without a name in its module uses globals that the module manages."""
+    module = user_module(function.__globals__.get("__name__"))
+    if module is None or vars(module.module) is not function.__globals__:
+        return False
+    if module.source.managed.isdisjoint(all_names(function.__code__)):
+        return False
+    by_value = cloudpickle.list_registry_pickle_by_value()
+    return module.name not in by_value and not is_pickled_by_name(function)
 
 
 def _definition_ids(*names: str) -> Iterator[int]:
