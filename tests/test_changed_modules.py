@@ -786,3 +786,33 @@ def test_functions_without_a_name_share_the_globals_of_their_module(
     """
     done = run_python(source, cwd=tmp_path)
     assert (done.stdout, done.stderr, done.returncode) == ("right\n", "", 0)
+
+
+def test_modules_that_cloudpickle_sends_by_value(run_python: Run, tmp_path: Path) -> None:
+    """A package that is registered brings its modules, and one that was registered does not."""
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole" / "__init__.py").touch()
+    text = "import functools\nK = 1\n@functools.lru_cache\ndef add(x): return x + K\n"
+    (tmp_path / "whole" / "part.py").write_text(text + "def use(x): return x + K\n")
+    source = """
+        import sys, cloudpickle, shmpar, whole.part
+        is_imported = lambda name="whole.part": name in sys.modules
+        with shmpar.Pool(1) as pool:
+            cloudpickle.register_pickle_by_value(whole)
+            for due, whole.part.K in ((2, 1), (6, 5)):
+                whole.part.add.cache_clear()
+                for function in (whole.part.add, whole.part.use):
+                    assert pool.submit(function, 1).result() == due
+            assert not pool.submit(is_imported).result()
+            whole.part.K = 1
+            cloudpickle.unregister_pickle_by_value(whole)
+            cloudpickle.register_pickle_by_value(whole.part)
+            assert pool.submit(whole.part.use, 1).result() == 2
+            cloudpickle.unregister_pickle_by_value(whole.part)
+            whole.part.K = 8
+            assert pool.submit(whole.part.use, 1).result() == 9
+            assert pool.submit(is_imported).result()
+        print("right")
+    """
+    done = run_python(source, cwd=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("right\n", "", 0)

@@ -19,7 +19,7 @@ import cloudpickle
 
 from shmpar.errors import summarize
 from shmpar.pickling.changes import CACHED, Walk, own_attributes, wrapped
-from shmpar.pickling.modules import SCRIPTS
+from shmpar.pickling.modules import SCRIPTS, is_registered
 from shmpar.pickling.unpack import (
     make_cached,
     make_cached_property,
@@ -92,7 +92,7 @@ class CheckedPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle 
 def is_found(obj: Any) -> bool:
     """Return whether a definition is found in its module under its name, and not in a script."""
     module = obj.__module__ or ""
-    if module in SCRIPTS or module in cloudpickle.list_registry_pickle_by_value():
+    if module in SCRIPTS or is_registered(module):
         return False
     found: Any = sys.modules.get(module)
     for name in getattr(obj, "__qualname__", "").split("."):

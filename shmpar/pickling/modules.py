@@ -28,6 +28,7 @@ from importlib.machinery import ModuleSpec
 from operator import is_
 from typing import Any
 
+import cloudpickle
 import numpy as np
 
 from shmpar.memory.system import file_stamp
@@ -448,7 +449,13 @@ def user_module(name: Any) -> UserModule | None:
         if made is not None and known is not None and known[1] is not None:
             made.follow(known[1])
         known = _users[name] = module, made
-    return known[1]
+    return None if is_registered(name) else known[1]
+
+
+def is_registered(name: str) -> bool:
+    """Return whether cloudpickle was told to send a module, or a package around it, by value."""
+    registered = cloudpickle.list_registry_pickle_by_value()
+    return any(f"{name}.".startswith(f"{one}.") for one in registered)
 
 
 def is_users(module: types.ModuleType) -> bool:

@@ -37,7 +37,7 @@ from shmpar.memory.copying import share, share_argument
 from shmpar.memory.layout import Layout, address_of
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
-from shmpar.pickling.changes import CACHED, Walk, Walks, all_names, global_names, walk_below
+from shmpar.pickling.changes import CACHED, Walk, Walks, all_names, global_names
 from shmpar.pickling.explain import (
     DISPATCHER,
     CheckedPickler,
@@ -444,10 +444,8 @@ def _uses_state(function: types.FunctionType) -> bool:
     module = user_module(function.__globals__.get("__name__"))
     if module is None or vars(module.module) is not function.__globals__:
         return False
-    if module.source.managed.isdisjoint(all_names(function.__code__)):
-        return False
-    by_value = cloudpickle.list_registry_pickle_by_value()
-    return module.name not in by_value and not is_pickled_by_name(function)
+    names = all_names(function.__code__)
+    return not (module.source.managed.isdisjoint(names) or is_pickled_by_name(function))
 
 
 def _definition_ids(*names: str) -> Iterator[int]:
@@ -513,7 +511,9 @@ def _pickle_stateless(call: Callable[..., Any]) -> bytes | None:
         return None
     # Invariant: the parts are recorded before they are pickled, so a change meanwhile is noticed.
     parts, epoch = _parts(call, names), _epoch(call)
-    walk = walk_below(call)
+    walks = Walks()
+    walk = walks.below(call)
+    walks.close()
     if walk is not None and walk.changes:
         return None
     body = _pickle(Function(call, {}, ())).body
