@@ -616,7 +616,10 @@ def test_names_that_the_source_does_not_show(run_python: Run, tmp_path: Path, wh
 
 KEEPERS = """
 import enum, threading
+from collections import OrderedDict
+from types import SimpleNamespace
 from typing import NamedTuple
+import numpy as np
 
 class Color(enum.Enum):
     RED = 1
@@ -671,9 +674,11 @@ def second(x):
     return x * 100
 TABLE, LISTED, REGISTRY = {"call": first}, [first, len], {}
 REGISTRY["call"] = first
+ORDERED, SPACE, ARRAYS = OrderedDict(k=1), SimpleNamespace(k=1), [np.zeros(4)]
 
 def of_tables(x):
-    return TABLE["call"](x), LISTED[0](x), REGISTRY["call"](x), sorted(TABLE)
+    functions = TABLE["call"](x), LISTED[0](x), REGISTRY["call"](x), sorted(TABLE)
+    return functions, ORDERED["k"], SPACE.k, ARRAYS[0].shape, ARRAYS[0].dtype
 """
 
 
@@ -730,11 +735,11 @@ def test_a_class_whose_objects_the_module_holds(
     assert (done.stdout, done.stderr, done.returncode) == ("right\n", "", 0)
 
 
-def test_a_table_of_functions_is_compared_item_by_item(run_python: Run, tmp_path: Path) -> None:
-    """An item of a dict or list of functions can be replaced, added and deleted."""
+def test_containers_are_compared_item_by_item(run_python: Run, tmp_path: Path) -> None:
+    """An item of a container of functions, numbers or arrays can be replaced, added and deleted."""
     (tmp_path / "keepers.py").write_text(KEEPERS)
     source = """
-        import keepers, shmpar
+        import keepers, shmpar, numpy as np
         with shmpar.Pool(1) as pool:
             def check():
                 assert pool.submit(keepers.of_tables, 2).result() == keepers.of_tables(2)
@@ -742,6 +747,11 @@ def test_a_table_of_functions_is_compared_item_by_item(run_python: Run, tmp_path
             keepers.TABLE["call"] = keepers.LISTED[0] = keepers.REGISTRY["call"] = keepers.second
             check()
             keepers.TABLE["more"] = lambda x: x
+            check()
+            keepers.ORDERED["k"] = keepers.SPACE.k = 2
+            keepers.ARRAYS[0] = keepers.ARRAYS[0].reshape(2, 2)
+            check()
+            keepers.ARRAYS[0] = np.zeros((2, 2), int)
             check()
             del keepers.TABLE["more"]
             keepers.TABLE["call"] = keepers.first

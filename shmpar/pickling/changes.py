@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import cloudpickle
 
 from shmpar.pickling.modules import (
+    COMPARED,
     CONTAINERS,
     LONGEST,
     MISSING,
@@ -243,7 +244,7 @@ class Walk:
             self._objects.append((values, name, parts[0]))
         else:
             self._globals.append((values, name, value))
-        if issubclass(type(value), (type, types.FunctionType, *CONTAINERS)):
+        if issubclass(type(value), COMPARED):
             self._parts.append((value, parts))
         if type(parts[0]) is not bytes:
             self._ahead.append(value)

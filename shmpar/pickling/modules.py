@@ -12,6 +12,7 @@ Guarantees
 from __future__ import annotations
 
 import ast
+import collections
 import contextlib
 import functools
 import importlib.util
@@ -23,7 +24,7 @@ import time
 import tokenize
 import types
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.machinery import ModuleSpec
 from operator import is_
 from typing import Any
@@ -45,6 +46,12 @@ _IMPLICIT = {"__new__", "__init_subclass__", "__class_getitem__"}  # become meth
 _IN_TABLES = {*SCALARS, type, types.FunctionType, types.BuiltinFunctionType}
 _MUTABLE = (dict, list, set)
 CONTAINERS = (*_MUTABLE, frozenset, tuple)
+_CONTENTS: dict[type, Callable[[Any], Any]] = {
+    **dict.fromkeys((collections.Counter, collections.defaultdict, collections.OrderedDict), dict),
+    collections.deque: list,
+    types.SimpleNamespace: vars,
+}
+COMPARED = (type, types.FunctionType, *CONTAINERS, *_CONTENTS)  # more than by their ids
 PLAIN = {*SCALARS, *CONTAINERS}
 PASSED = {*SCALARS, types.ModuleType}  # A module's attributes are followed by their names.
 LONGEST = 4096  # characters, or items, of a value that is compared by its contents
@@ -364,7 +371,9 @@ def _plain(value: Any, large: list[Any] | None = None) -> bytes | None:
 
 def _without_large(value: Any, large: list[Any]) -> Any:
     kind = type(value)
-    if issubclass(kind, np.ndarray) and value.nbytes > _LARGEST:
+    if issubclass(kind, np.ndarray):
+        if value.nbytes <= _LARGEST:  # Why the tuple: marshal takes the bytes alone.
+            return str(value.dtype), value.shape, value
         large.append(value)
         return id(value)
     if kind is dict:
@@ -382,9 +391,11 @@ def identity(value: Any) -> tuple[Any, ...]:
     if issubclass(kind, type):
         return _class_identity(value)
     large: list[Any] = []
-    plain = _plain(value, large) if kind in CONTAINERS else None
-    if plain is None and kind in CONTAINERS and len(value) <= LONGEST:
-        items = [*value, *value.values()] if kind is dict else [*value]
+    contents = _CONTENTS[kind](value) if kind in _CONTENTS else value
+    is_container = type(contents) in CONTAINERS and len(contents) <= LONGEST
+    plain = _plain(contents, large) if is_container else None
+    if plain is None and is_container:
+        items = [*contents, *contents.values()] if type(contents) is dict else [*contents]
         if _IN_TABLES.issuperset(map(type, items)):
             return (value, *items)
     try:  # Why: a reference keeps no memory, and is the same one as long as the object lives.
