@@ -234,8 +234,8 @@ class UserModule:
         """Return the place of the module in a worker."""
         values, names = vars(self.module), MODULE_NAMES
         attributes = {name: value for name, value in values.items() if name in names}
-        can_import = self.importable and not self._edited
-        return self.name, None if can_import else attributes, self.importable
+        same_file = self.importable and not self._edited
+        return self.name, None if same_file else attributes, self.importable
 
     def is_as_imported(self) -> bool:
         """Return whether workers find the file that was imported here."""

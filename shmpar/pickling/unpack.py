@@ -62,36 +62,28 @@ class Namespaces:
 
     Attributes
     ----------
+    sent : dict of str to dict
+        The globals of each module.
     live : dict of str to dict
         The globals of modules that were updated to their state in the parent.
     """
 
     def __init__(self) -> None:
-        self._globals: dict[str, dict[str, Any]] = {}
+        self.sent: dict[str, dict[str, Any]] = {}
         self._own: dict[str, dict[str, Any]] = {}
         self.live: dict[str, dict[str, Any]] = {}
-
-    def of(
-        self, module: str, attributes: dict[str, Any], deleted: Sequence[str] = ()
-    ) -> dict[str, Any]:
-        """Return the globals dict of a module, updated with these attributes and deletions."""
-        found = self._globals.setdefault(module, {})
-        found.update(attributes)
-        for name in deleted:
-            found.pop(name, None)
-        return found
 
     def restore_own(self) -> None:
         """Restore the globals that the initializer has set."""
         for module, values in self._own.items():
-            self._globals[module].update(values)
+            self.sent[module].update(values)
 
     def run_initializer(self, initializer: Callable[[], object]) -> None:
         """Call the initializer, and remember each global that it has set."""
-        before = {module: dict(values) for module, values in self._globals.items()}
+        before = {module: dict(values) for module, values in self.sent.items()}
         initializer()
         missing = object()
-        for module, values in self._globals.items():
+        for module, values in self.sent.items():
             old = before.get(module, {})
             self._own[module] = {
                 name: value for name, value in values.items() if old.get(name, missing) is not value
@@ -99,13 +91,13 @@ class Namespaces:
 
     def clear(self) -> None:
         """Drop all globals."""
-        self._globals.clear()
+        self.sent.clear()
         self._own.clear()
 
     def forget(self, arrays: Sequence[Array]) -> None:
         """Delete the globals that are these arrays, so that their memory is released."""
         ids = {id(array) for array in arrays}
-        for values in (*self._globals.values(), *self.live.values()):
+        for values in (*self.sent.values(), *self.live.values()):
             for name in [name for name, value in values.items() if id(value) in ids]:
                 del values[name]
 
@@ -117,8 +109,12 @@ namespaces = Namespaces()
 def module_globals(
     module: str, attributes: dict[str, Any], deleted: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the globals dict of a module; pickles call this function."""
-    return namespaces.of(module, attributes, deleted)
+    """Return the globals dict of a module, with these changes; pickles call this function."""
+    found = namespaces.sent.setdefault(module, {})
+    found.update(attributes)
+    for name in deleted:
+        found.pop(name, None)
+    return found
 
 
 # Classes that are pickled by value: a process has one class for all pickles of it.
