@@ -214,45 +214,46 @@ class _Pickler(CheckedPickler):
         self.walks = Walks()
 
     def reducer_override(self, obj: Any) -> Any:
-        if id(obj) in _OURS or type(obj) in _RECORDS or id(type(obj)) in self._harmless:
+        kind = type(obj)
+        if id(obj) in _OURS or kind in _RECORDS or id(kind) in self._harmless:
             return NotImplemented
-        if type(obj) is types.CodeType:
+        if kind is types.CodeType:
             build, parts = self.dispatch_table[types.CodeType](obj)
             # Why: cloudpickle hides the file, which warnings and tracebacks of the worker name.
             hidden = {_HIDDEN: obj.co_filename}
             # Why the type: with -b, a comparison of bytes and text is a warning.
             return build, tuple(hidden.get(x, x) if type(x) is str else x for x in parts)
-        is_array = isinstance(obj, np.ndarray)
-        if is_array or obj is os.environ or module_of(type(obj)).startswith("numpy.random."):
-            return self._reduce_array(obj) if is_array else self._reduce_own(obj)
-        definition: Any = obj
+        if isinstance(obj, np.ndarray):
+            return self._reduce_array(obj)
+        if obj is os.environ:
+            # Why: a worker has variables of its own, which a function that holds them has to see.
+            return NotImplemented if self._is_result else (getattr, (os, "environ"))
+        if isinstance(obj, _DEFINITIONS):
+            return self._reduce_definition(obj)
+        is_random = module_of(kind).startswith("numpy.random.")
+        return _reduce_random(obj) if is_random else super().reducer_override(obj)
+
+    def _reduce_definition(self, obj: Any) -> Any:
         is_updated = False
-        if isinstance(obj, _DEFINITIONS) and not (self._python or self._is_result):
+        if not (self._python or self._is_result):
             updates = self._updates(obj)
             if updates:
                 # Why twice: the pickle brings the updates, then the object, which they may hold.
                 return after, (updates, obj)
             # Why a default: a function of lru_cache over a partial has no such name.
-            top = getattr(definition, "__qualname__", "").partition(".")[0]
-            is_updated = (definition.__module__, top) in self._updated
-            is_updated |= isinstance(obj, types.FunctionType) and _uses_state(obj)
+            top = getattr(obj, "__qualname__", "").partition(".")[0]
+            is_updated = (obj.__module__, top) in self._updated or _uses_state(obj)
         if isinstance(obj, types.FunctionType) and not (is_updated or is_pickled_by_name(obj)):
             self._share_globals(obj)
         if is_updated:
             reduced = self._reduce_updated(obj)
-        elif isinstance(obj, (types.FunctionType, type)) and obj.__module__ == _SPAWNED:
+        elif obj.__module__ == _SPAWNED and not isinstance(obj, CACHED):
             reduced = self._reduce_by_value(obj)
         else:
             reduced = super().reducer_override(obj)
         if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) == _WITH_SETTER:
             return self._with_setter(obj, reduced, is_updated=is_updated)
         return reduced
-
-    def _reduce_own(self, obj: Any) -> Any:
-        # Why: a worker has variables of its own, which a function that holds them has to see.
-        if obj is os.environ:
-            return NotImplemented if self._is_result else (getattr, (os, "environ"))
-        return _reduce_random(obj)
 
     def _reduce_by_value(self, obj: Any) -> Any:
         """Reduce a function or class that workers lack, or have in another state."""
@@ -299,10 +300,8 @@ class _Pickler(CheckedPickler):
         """Reduce a definition of a module that workers have too, in another state."""
         if isinstance(obj, CACHED):
             return reduce_cached(obj)
-        is_class = isinstance(obj, type)
-        module = None if is_class else user_module(obj.__globals__.get("__name__"))
-        # Why by value: a decorator of an installed package may have made a function.
-        if module is None or vars(module.module) is not obj.__globals__:
+        module = None if isinstance(obj, type) else _home(obj)
+        if module is None:  # Why by value: a decorator of an installed package may have made it.
             return self._reduce_by_value(obj)
         live = self._live.setdefault(module, _Call(live_globals, module.place()))
         make, (code, _, *parts), state, *others = self._dynamic_function_reduce(obj)
@@ -439,10 +438,17 @@ def _is_sent(module: UserModule, name: str, value: Any) -> bool:
     return name not in module.source.managed or pickling_error(value) is None
 
 
-def _uses_state(function: types.FunctionType) -> bool:
-    """Return whether code without a name in its module uses globals that the module manages."""
+def _home(function: types.FunctionType) -> UserModule | None:
+    """Return the module of the user's whose globals a function has; None if there is none."""
     module = user_module(function.__globals__.get("__name__"))
-    if module is None or vars(module.module) is not function.__globals__:
+    is_home = module is not None and vars(module.module) is function.__globals__
+    return module if is_home else None
+
+
+def _uses_state(function: Any) -> bool:
+    """Return whether a function without a name in its module uses globals that this manages."""
+    module = _home(function) if isinstance(function, types.FunctionType) else None
+    if module is None:
         return False
     names = all_names(function.__code__)
     return not (module.source.managed.isdisjoint(names) or is_pickled_by_name(function))
