@@ -744,6 +744,11 @@ def test_containers_are_compared_item_by_item(run_python: Run, tmp_path: Path) -
             def check():
                 assert pool.submit(keepers.of_tables, 2).result() == keepers.of_tables(2)
             check()
+            for holder in (keepers.TABLE, keepers.ORDERED, vars(keepers.SPACE)):
+                holder["lock"] = keepers.Added.lock  # Why: it stays here, since it does not pickle.
+            assert pool.submit(keepers.of_tables, 2).result()[0][3] == ["call"]
+            for holder in (keepers.TABLE, keepers.ORDERED, vars(keepers.SPACE)):
+                del holder["lock"]
             keepers.TABLE["call"] = keepers.LISTED[0] = keepers.REGISTRY["call"] = keepers.second
             check()
             keepers.TABLE["more"] = lambda x: x

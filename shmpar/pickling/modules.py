@@ -280,7 +280,8 @@ class UserModule:
     def _is_as_first(self, name: str, value: Any) -> bool:
         """Return whether a global has the value that the file, or the first look, shows."""
         parts, first = identity(value), self._first.get(name)
-        if first is not None and are_same(first, parts):
+        # Why the first part: a container may get an object of this process, such as a connection.
+        if first is not None and (are_same(first, parts) or are_same(first[:1], parts)):
             return True
         # Why the length: a table of functions is compared, although a literal may have made it.
         is_known = first is None or (len(first) == 1 and self.source.has_literal(name))
@@ -390,18 +391,25 @@ def identity(value: Any) -> tuple[Any, ...]:
         return value, value.__code__, value.__defaults__, value.__kwdefaults__
     if issubclass(kind, type):
         return _class_identity(value)
-    large: list[Any] = []
     contents = _CONTENTS[kind](value) if kind in _CONTENTS else value
-    is_container = type(contents) in CONTAINERS and len(contents) <= LONGEST
-    plain = _plain(contents, large) if is_container else None
-    if plain is None and is_container:
-        items = [*contents, *contents.values()] if type(contents) is dict else [*contents]
-        if _IN_TABLES.issuperset(map(type, items)):
-            return (value, *items)
+    items: tuple[Any, ...] = ()
+    if type(contents) in CONTAINERS and len(contents) <= LONGEST:
+        items = _items_identity(contents)
+        if contents is value and items and items[0] is not None:
+            return items  # Why: an equal container is the same.
     try:  # Why: a reference keeps no memory, and is the same one as long as the object lives.
-        return (weakref.ref(value),) if plain is None else (plain, *map(weakref.ref, large))
+        return (weakref.ref(value), *items)
     except TypeError:
-        return (value,)
+        return (value, *items)
+
+
+def _items_identity(contents: Any) -> tuple[Any, ...]:
+    """Return the contents of a container as bytes, or None and its items; empty for others."""
+    large: list[Any] = []
+    if (plain := _plain(contents, large)) is not None:
+        return (plain, *map(weakref.ref, large))
+    items = [*contents, *contents.values()] if type(contents) is dict else [*contents]
+    return (None, *items) if _IN_TABLES.issuperset(map(type, items)) else ()
 
 
 def _class_identity(value: type) -> tuple[Any, ...]:
@@ -409,7 +417,7 @@ def _class_identity(value: type) -> tuple[Any, ...]:
     if not ADDED.isdisjoint(held):
         held = {key: one for key, one in held.items() if key not in ADDED}
     parts = value, *held.values()
-    if type not in map(type, parts[1:]):
+    if type not in map(type, held.values()):  # Why first: few classes hold others.
         return parts
     inside = f"{value.__qualname__}."
     nested = [one for one in parts if type(one) is type and one.__qualname__.startswith(inside)]
