@@ -64,17 +64,18 @@ class _Source:
 
     Attributes
     ----------
+    bound : dict of str to object
+        Names that the module binds while it is imported, ``Class.name`` for attributes. Each has
+        its only definition: a literal as bytes, a function or class as its node, an import as
+        (module, name). None stands for any other definition, and for several.
     managed : set of str
         Globals that the module's own functions bind.
     """
 
     def __init__(self, module: types.ModuleType, file: str) -> None:
+        self.bound: dict[str, Any] = {}
         self.managed: set[str] = set()
         self._globals = vars(module)
-        # Names that the module binds while it is imported, `Class.name` for attributes. Each
-        # has its only definition: a literal as bytes, a function or class as its node, an import
-        # as (module, name). None stands for any other definition, and for several.
-        self._bound: dict[str, Any] = {}
         self._codes: list[types.CodeType] | None = None
         self._all_of: list[str] = []  # modules from which it imports all names
         self._is_open = False  # it binds names that this does not see
@@ -106,9 +107,10 @@ class _Source:
         for node in body:
             found: dict[str, Any] = {}
             match node:
-                case ast.Assign(targets=[target], value=value):
-                    found = dict(_literals(target, value))
-                case ast.AnnAssign(target=target, value=ast.expr() as value):
+                case (
+                    ast.Assign(targets=[target], value=value)
+                    | ast.AnnAssign(target=target, value=ast.expr() as value)
+                ):
                     found = dict(_literals(target, value))
                 case ast.FunctionDef(name=name, decorator_list=[]):
                     found[name] = node
@@ -122,20 +124,12 @@ class _Source:
                     found = {one.asname or one.name: (origin, one.name) for one in names}
                     self._all_of += [origin] * ("*" in found)
             for name in _bindings(node):
-                several = prefix + name in self._bound
-                self._bound[prefix + name] = None if several else found.get(name)
-
-    def binds(self, name: str) -> bool:
-        """Return whether the module binds a name while it is imported."""
-        return name in self._bound
-
-    def has_literal(self, name: str) -> bool:
-        """Return whether a global has a literal value."""
-        return type(self._bound.get(name)) is bytes
+                several = prefix + name in self.bound
+                self.bound[prefix + name] = None if several else found.get(name)
 
     def agrees(self, name: str, value: Any) -> bool:
         """Return whether a global may be the one that an import of the file makes."""
-        match self._bound.get(name):
+        match self.bound.get(name):
             case bytes() as literal:
                 plain = _plain(value)
                 return plain == literal or (plain is None and type(value) in CONTAINERS)
@@ -146,7 +140,7 @@ class _Source:
             case (origin, known):
                 return _is_imported(value, origin, known, or_missing=True)
         return (
-            name in self._bound
+            name in self.bound
             or isinstance(value, types.ModuleType)
             or name in MODULE_NAMES
             or name.startswith("@")
@@ -166,7 +160,7 @@ class _Source:
             return False
         for key, value in list(vars(definition).items()):
             name, plain = f"{path}.{key}", _plain(value)
-            match self._bound.get(name):
+            match self.bound.get(name):
                 case ast.FunctionDef():
                     if not self._defines(value) and key not in _IMPLICIT:
                         return False
@@ -176,9 +170,9 @@ class _Source:
                 # Why not mutable ones: a class counts or registers there, which is no definition.
                 case due if plain is not None and type(value) not in _MUTABLE:
                     is_implicit = key.startswith("_") or self._has_open_classes
-                    is_found = is_implicit or name in self._bound or _adds_attributes(definition)
+                    is_due = is_implicit or name in self.bound or _adds_attributes(definition)
                     is_other = type(due) is bytes and plain != due
-                    if not key.startswith("__") and (is_other or not is_found):
+                    if not key.startswith("__") and (is_other or not is_due):
                         return False
         return True
 
@@ -284,7 +278,7 @@ class UserModule:
         if first is not None and (are_same(first, parts) or are_same(first[:1], parts)):
             return True
         # Why the length: a table of functions is compared, although a literal may have made it.
-        is_known = first is None or (len(first) == 1 and self.source.has_literal(name))
+        is_known = first is None or (len(first) == 1 and type(self.source.bound.get(name)) is bytes)
         self._first[name] = parts  # Why before: modules may import a name from each other.
         if is_known and self.source.agrees(name, value):
             return True
@@ -293,7 +287,7 @@ class UserModule:
 
     def lacks(self, name: str) -> bool:
         """Return whether a worker has, or may have, a global that is missing here."""
-        if name in self.changed or name in self._first or self.source.binds(name):
+        if name in self.changed or name in self._first or name in self.source.bound:
             self.changed.add(name)
             return True
         return False
