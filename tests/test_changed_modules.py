@@ -612,3 +612,222 @@ def test_names_that_the_source_does_not_show(run_python: Run, tmp_path: Path, wh
     script.write_text(AFTER_CHANGES)
     done = run_python(script, when, cwd=tmp_path)
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
+KEEPERS = """
+import enum, threading
+from collections import OrderedDict
+from types import SimpleNamespace
+from typing import NamedTuple
+import numpy as np
+
+class Color(enum.Enum):
+    RED = 1
+    BLUE = 2
+    def text(self):
+        return self.name
+class Pair(NamedTuple):
+    left: int
+    def text(self):
+        return self.left
+class Base:
+    def __init_subclass__(cls):
+        cls.name = cls.__name__
+class Locked(Base):
+    lock = threading.Lock()
+class Added:
+    lock = threading.Lock()
+Added.name = "added"
+RED, PAIR = Color.RED, Pair(1)
+
+def of_made_classes(x):
+    found = RED is Color.RED, Color(1) is RED, isinstance(PAIR, Pair), RED.text(), PAIR.text()
+    return found, [one.lock.acquire(False) and one.lock.release() for one in (Locked, Added)]
+
+class Plain:
+    K = 1
+    def get(self, x):
+        return x + self.K
+class Slotted:
+    __slots__ = ("own",)
+    K = 1
+    def get(self, x):
+        self.own = x
+        return self.own + self.K
+class Under(Plain):
+    def get(self, x):
+        return super().get(x) * 10
+class Outer:
+    class Inner:
+        K = 1
+
+PLAIN, SLOTTED, UNDER, HELD = Plain(), Slotted(), Under(), [Plain()]
+
+def of_classes(x):
+    mine, theirs = (PLAIN, SLOTTED, UNDER, HELD[0]), (Plain, Slotted, Under, Plain)
+    found = [(one.get(x), isinstance(one, kind)) for one, kind in zip(mine, theirs)]
+    return found, hasattr(PLAIN, "more"), Outer.Inner.K
+
+def first(x):
+    return x
+def second(x):
+    return x * 100
+TABLE, LISTED, REGISTRY = {"call": first}, [first, len], {}
+REGISTRY["call"] = first
+ORDERED, SPACE, ARRAYS = OrderedDict(k=1), SimpleNamespace(k=1), [np.zeros(4)]
+
+def of_tables(x):
+    functions = TABLE["call"](x), LISTED[0](x), REGISTRY["call"](x), sorted(TABLE)
+    return functions, ORDERED["k"], SPACE.k, ARRAYS[0].shape, ARRAYS[0].dtype
+"""
+
+
+def test_classes_that_get_more_attributes_than_their_source_shows(
+    run_python: Run, tmp_path: Path
+) -> None:
+    """An unchanged class of any kind is that of the worker's module, whose objects are of it."""
+    (tmp_path / "keepers.py").write_text(KEEPERS)
+    source = """
+        import keepers, shmpar
+        with shmpar.Pool(1) as pool:
+            assert pool.submit(keepers.of_made_classes, 2).result() == keepers.of_made_classes(2)
+            assert pool.submit(lambda: keepers.RED).result() is keepers.Color.RED
+            del keepers.Added.lock, keepers.Locked.lock
+            keepers.Color.text = keepers.Pair.text = lambda self: "new"
+            function = lambda: (keepers.RED.text(), keepers.PAIR.text(), keepers.Color(1).text())
+            assert pool.submit(function).result() == ("new", "new", "new")
+        print("right")
+    """
+    done = run_python(source, cwd=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("right\n", "", 0)
+
+
+@pytest.mark.parametrize("called_before", [False, True])
+def test_a_class_whose_objects_the_module_holds(
+    run_python: Run, tmp_path: Path, called_before: bool
+) -> None:
+    """Workers change their own class, so that the objects of the module change with it."""
+    (tmp_path / "keepers.py").write_text(KEEPERS)
+    source = f"""
+        import keepers, shmpar
+        with shmpar.Pool(1) as pool:
+            def check():
+                assert pool.submit(keepers.of_classes, 2).result() == keepers.of_classes(2)
+                assert isinstance(pool.submit(lambda: keepers.PLAIN).result(), keepers.Plain)
+            if {called_before}:
+                check()
+            keepers.Plain.K = keepers.Slotted.K = keepers.Outer.Inner.K = 9
+            check()
+            keepers.Plain.get, keepers.Plain.more = (lambda self, x: x - self.K), 1
+            check()
+            assert pool.submit(lambda one: isinstance(one, keepers.Plain), keepers.PLAIN).result()
+            del keepers.Plain.more
+            check()
+            former = keepers.PLAIN
+            class Plain(keepers.Plain):  # Why: a class of another layout is no changed class.
+                pass
+            Plain.__module__, Plain.__qualname__ = "keepers", "Plain"
+            keepers.Plain = Plain
+            assert pool.submit(lambda: issubclass(keepers.Plain, type(former))).result()
+        print("right")
+    """
+    done = run_python(source, cwd=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("right\n", "", 0)
+
+
+def test_containers_are_compared_item_by_item(run_python: Run, tmp_path: Path) -> None:
+    """An item of a container of functions, numbers or arrays can be replaced, added and deleted."""
+    (tmp_path / "keepers.py").write_text(KEEPERS)
+    source = """
+        import keepers, shmpar, numpy as np
+        with shmpar.Pool(1) as pool:
+            def check():
+                assert pool.submit(keepers.of_tables, 2).result() == keepers.of_tables(2)
+            check()
+            for holder in (keepers.TABLE, keepers.ORDERED, vars(keepers.SPACE)):
+                holder["lock"] = keepers.Added.lock  # Why: it stays here, since it does not pickle.
+            assert pool.submit(keepers.of_tables, 2).result()[0][3] == ["call"]
+            for holder in (keepers.TABLE, keepers.ORDERED, vars(keepers.SPACE)):
+                del holder["lock"]
+            keepers.TABLE["call"] = keepers.LISTED[0] = keepers.REGISTRY["call"] = keepers.second
+            check()
+            keepers.TABLE["more"] = lambda x: x
+            check()
+            keepers.ORDERED["k"] = keepers.SPACE.k = 2
+            keepers.ARRAYS[0] = keepers.ARRAYS[0].reshape(2, 2)
+            check()
+            keepers.ARRAYS[0] = np.zeros((2, 2), int)
+            check()
+            del keepers.TABLE["more"]
+            keepers.TABLE["call"] = keepers.first
+            check()
+        print("right")
+    """
+    done = run_python(source, cwd=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("right\n", "", 0)
+
+
+MANAGER = """
+LEVEL = None
+def configure(level):
+    global LEVEL
+    LEVEL = level
+def twice(function):
+    def call(x):
+        return function(x), LEVEL
+    return call
+@twice
+def decorated(x):
+    return x, LEVEL
+nameless = lambda x: LEVEL
+"""
+
+
+def test_functions_without_a_name_share_the_globals_of_their_module(
+    run_python: Run, tmp_path: Path
+) -> None:
+    """A decorated function sees what the initializer has set, as a function with a name does."""
+    (tmp_path / "manager.py").write_text(MANAGER)
+    source = """
+        import manager, shmpar
+        with shmpar.Pool(1, initializer=manager.configure, initargs=(5,)) as pool:
+            assert pool.submit(manager.decorated, 1).result() == ((1, 5), 5)
+            assert pool.submit(manager.nameless, 1).result() == 5
+            assert pool.submit(lambda: manager.nameless(1)).result() == 5
+            manager.LEVEL = 7
+            assert pool.submit(manager.decorated, 1).result() == ((1, 7), 7)
+            assert pool.submit(manager.nameless, 1).result() == 7
+        print("right")
+    """
+    done = run_python(source, cwd=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("right\n", "", 0)
+
+
+def test_modules_that_cloudpickle_sends_by_value(run_python: Run, tmp_path: Path) -> None:
+    """A package that is registered brings its modules, and one that was registered does not."""
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole" / "__init__.py").touch()
+    text = "import functools\nK = 1\n@functools.lru_cache\ndef add(x): return x + K\n"
+    (tmp_path / "whole" / "part.py").write_text(text + "def use(x): return x + K\n")
+    source = """
+        import sys, cloudpickle, shmpar, whole.part
+        is_imported = lambda name="whole.part": name in sys.modules
+        with shmpar.Pool(1) as pool:
+            cloudpickle.register_pickle_by_value(whole)
+            for due, whole.part.K in ((2, 1), (6, 5)):
+                whole.part.add.cache_clear()
+                for function in (whole.part.add, whole.part.use):
+                    assert pool.submit(function, 1).result() == due
+            assert not pool.submit(is_imported).result()
+            whole.part.K = 1
+            cloudpickle.unregister_pickle_by_value(whole)
+            cloudpickle.register_pickle_by_value(whole.part)
+            assert pool.submit(whole.part.use, 1).result() == 2
+            cloudpickle.unregister_pickle_by_value(whole.part)
+            whole.part.K = 8
+            assert pool.submit(whole.part.use, 1).result() == 9
+            assert pool.submit(is_imported).result()
+        print("right")
+    """
+    done = run_python(source, cwd=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("right\n", "", 0)

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import cloudpickle
 
 from shmpar.pickling.modules import (
+    COMPARED,
     CONTAINERS,
     LONGEST,
     MISSING,
@@ -34,6 +35,7 @@ from shmpar.pickling.modules import (
     code_objects,
     identity,
     is_folder,
+    is_registered,
     user_module,
 )
 from shmpar.pickling.plain import pack_plain
@@ -129,7 +131,6 @@ class Walk:
         # Modules, which form circles, and names. Why the names: the id is theirs while they live.
         self._pairs: dict[tuple[int, int], tuple[str, ...]] = {}
         self._ahead: list[Any] = []
-        self._registered = cloudpickle.list_registry_pickle_by_value()
         # All that was compared, for a later look.
         self._modules: dict[UserModule, int] = {}  # with the number of its changed globals
         self._globals: list[tuple[dict[str, Any], str, Any]] = []
@@ -175,15 +176,10 @@ class Walk:
 
     def _module(self, name: Any) -> UserModule | None:
         found = user_module(name)
-        if found is None or (self._registered and found.name in self._registered):
-            return None
-        if found not in self._modules:
+        if found is not None and found not in self._modules:
             self._modules[found] = len(found.changed)
             found.refresh()
         return found
-
-    def _is_by_value(self, name: str | None) -> bool:
-        return name in SCRIPTS or name not in sys.modules or name in self._registered
 
     def _visit_name(self, definition: Any) -> bool:
         """Look at the global that holds a function or a class; return whether it is a user's."""
@@ -194,22 +190,20 @@ class Walk:
 
     def _visit_function(self, function: types.FunctionType) -> None:
         names, values = all_names(function.__code__), function.__globals__
-        if not (self._visit_name(function) or self._is_by_value(function.__module__)):
+        where = function.__module__
+        by_value = where in SCRIPTS or where not in sys.modules or is_registered(where)
+        if not (self._visit_name(function) or by_value):
             names = ()  # of Python or of an installed package, where nothing changes
         home = self._module(values.get("__name__"))
         if home is not None and vars(home.module) is not values:
             home = None
         for name in names:
-            if name in values:
-                value = values[name]
-                if home is not None:
-                    self._look(home, name)
-                else:
-                    self._ahead.append(value)
-            else:  # an attribute, or a module that the function imports
-                value = sys.modules.get(name)
-                if home is not None:
-                    self._look(home, name)
+            if home is not None:
+                self._look(home, name)
+            elif name in values:
+                self._ahead.append(values[name])
+            # Why the modules: the function may import one.
+            value = values.get(name, sys.modules.get(name))
             if type(value) is types.ModuleType:
                 self._visit_module(value, names)
         self._visit_cells(function, all_names(function.__code__))
@@ -250,7 +244,7 @@ class Walk:
             self._objects.append((values, name, parts[0]))
         else:
             self._globals.append((values, name, value))
-        if issubclass(type(value), (type, types.FunctionType, *CONTAINERS)):
+        if issubclass(type(value), COMPARED):
             self._parts.append((value, parts))
         if type(parts[0]) is not bytes:
             self._ahead.append(value)
@@ -300,19 +294,12 @@ class Walks:
                 _walks[key] = state, self._walk
 
 
-def walk_below(definition: Any) -> Walk | None:
-    """Return the walk from one definition alone, as :meth:`Walks.below`."""
-    walks = Walks()
-    walk = walks.below(definition)
-    walks.close()
-    return walk
-
-
 def _is_closed(definition: Any) -> bool:
     """Return whether a definition is of an installed module, and holds nothing of the user's."""
     name = definition.__module__
-    is_installed = name not in SCRIPTS and name in sys.modules and user_module(name) is None
-    return is_installed and not getattr(definition, "__closure__", None)
+    if name in SCRIPTS or name not in sys.modules or is_registered(name):
+        return False
+    return user_module(name) is None and not getattr(definition, "__closure__", None)
 
 
 def _key(definition: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -323,7 +310,8 @@ def _key(definition: Any) -> tuple[Any, tuple[Any, ...]]:
     if module is not None and _is_bare(definition) and vars(module) is definition.__globals__:
         key = definition.__code__
     # Why the modules: a function may import one that this process had not imported before.
-    return key, (id(module), definition.__qualname__, len(sys.modules))
+    by_value = cloudpickle.list_registry_pickle_by_value()
+    return key, (id(module), definition.__qualname__, len(sys.modules), by_value)
 
 
 def _cached_walk(key: Any, state: tuple[Any, ...], current: Sequence[Walk]) -> Walk | None:

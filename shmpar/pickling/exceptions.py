@@ -31,7 +31,7 @@ def _error_body(error: BaseException, *, shorten: bool) -> bytes:
             return body
     except BaseException:  # noqa: BLE001, S110 - the class is the user's code
         pass
-    body = _AnyErrorPickler.dumps(error, shorten=shorten)
+    body = _ErrorPickler.dumps(error, shorten=shorten, rebuild=True)
     pickle.loads(body)
     return body
 
@@ -51,16 +51,23 @@ class _ErrorPickler(CheckedPickler):
 
     Why: pickle calls the class with ``args``, and then sets attributes. An exception with keyword
     arguments, or one that refuses attributes, does not survive that.
+
+    Parameters
+    ----------
+    shorten : bool
+        Cut long texts.
+    rebuild : bool
+        Rebuild the exceptions whose classes have their own way of pickling, too.
     """
 
-    def __init__(self, file: io.BytesIO, *, shorten: bool) -> None:
+    def __init__(self, file: io.BytesIO, *, shorten: bool, rebuild: bool) -> None:
         super().__init__(file, protocol=5)
-        self._shorten = shorten
+        self._shorten, self._rebuild = shorten, rebuild
 
     @classmethod
-    def dumps(cls, error: BaseException, *, shorten: bool) -> bytes:
+    def dumps(cls, error: BaseException, *, shorten: bool, rebuild: bool = False) -> bytes:
         file = io.BytesIO()
-        cls(file, shorten=shorten).dump(error)
+        cls(file, shorten=shorten, rebuild=rebuild).dump(error)
         return file.getvalue()
 
     def reducer_override(self, obj: Any) -> Any:
@@ -79,13 +86,8 @@ class _ErrorPickler(CheckedPickler):
         return rebuild_error, (kind, *(map(_with_short_texts, parts) if self._shorten else parts))
 
     def _is_rebuilt(self, kind: type[BaseException], base: type[BaseException]) -> bool:
+        if self._rebuild:
+            return kind is not base and not issubclass(kind, ShmparError)
         ways = ("__reduce__", "__reduce_ex__", "__setstate__")
         own = any(getattr(kind, way) is not getattr(base, way) for way in ways)
         return kind is not base and not own and kind not in copyreg.dispatch_table
-
-
-class _AnyErrorPickler(_ErrorPickler):
-    """Rebuilds the exceptions whose classes have their own way of pickling, too."""
-
-    def _is_rebuilt(self, kind: type[BaseException], base: type[BaseException]) -> bool:
-        return kind is not base and not issubclass(kind, ShmparError)

@@ -19,7 +19,7 @@ import cloudpickle
 
 from shmpar.errors import summarize
 from shmpar.pickling.changes import CACHED, Walk, own_attributes, wrapped
-from shmpar.pickling.modules import SCRIPTS
+from shmpar.pickling.modules import SCRIPTS, is_registered
 from shmpar.pickling.unpack import (
     make_cached,
     make_cached_property,
@@ -74,10 +74,10 @@ class CheckedPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle 
         if id(type(obj)) in self._harmless:
             return NotImplemented
         if isinstance(obj, types.FunctionType):
-            if obj.__code__ is DISPATCHER and not _is_found(obj):
+            if obj.__code__ is DISPATCHER and not is_found(obj):
                 return reduce_dispatcher(obj)
         elif type(obj) is CACHED:
-            if not _is_found(obj):
+            if not is_found(obj):
                 return reduce_cached(obj)
         elif isinstance(obj, functools.cached_property) and hasattr(obj, "lock"):
             state = {name: value for name, value in vars(obj).items() if name != "lock"}
@@ -89,10 +89,10 @@ class CheckedPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle 
         return super().reducer_override(obj)
 
 
-def _is_found(obj: Any) -> bool:
-    """Return whether a function is found in its module under its name, and not in a script."""
+def is_found(obj: Any) -> bool:
+    """Return whether a definition is found in its module under its name, and not in a script."""
     module = obj.__module__ or ""
-    if module in SCRIPTS or module in cloudpickle.list_registry_pickle_by_value():
+    if module in SCRIPTS or is_registered(module):
         return False
     found: Any = sys.modules.get(module)
     for name in getattr(obj, "__qualname__", "").split("."):
@@ -124,19 +124,21 @@ def _check_process_local(obj: Any) -> None:
         module = module_of(base)
         name = f"ctypes.{base.__name__}" if module == "ctypes" else module
         if name in _REMEDIES and (module.startswith("multiprocessing.") or not by_author):
-            raise _process_local(kind, _REMEDIES[name])
+            raise ProcessLocal(_type_name(kind), _REMEDIES[name])
     if by_author:
         return
     if _holds_descriptor(obj):
-        raise _process_local(kind, _INSIDE)
+        raise ProcessLocal(_type_name(kind), _INSIDE)
     # Why private: ForkingPickler has no public table of the types that it knows.
     reduction: Any = sys.modules.get("multiprocessing.reduction")
     if reduction is not None and kind in reduction.ForkingPickler._extra_reducers:  # noqa: SLF001
-        raise _process_local(kind, f"give its class a method __reduce__, or {_INSIDE}")
+        remedy = f"give its class a method __reduce__, or {_INSIDE}"
+        raise ProcessLocal(_type_name(kind), remedy)
 
 
-def _process_local(kind: type, remedy: str) -> ProcessLocal:
-    return ProcessLocal(f"{module_of(kind)}.{kind.__qualname__}", remedy)
+def _type_name(kind: type) -> str:
+    """Return the name of a type with its module."""
+    return f"{module_of(kind)}.{kind.__qualname__}"
 
 
 def module_of(kind: type) -> str:
@@ -218,7 +220,7 @@ def explain_failure(value: Any, error: Exception) -> str:
 
 
 def _describe(where: str, held: Any, error: BaseException) -> str:
-    kind = f"{module_of(type(held))}.{type(held).__qualname__}"
+    kind = _type_name(type(held))
     if not isinstance(error, ProcessLocal):
         remedy = f"pass it to the verb as an array, or {_INSIDE}" if "h5py" in kind else _INSIDE
         return f"{where} is a {kind}, which does not pickle ({reason(error)}); {remedy}"
@@ -228,16 +230,12 @@ def _describe(where: str, held: Any, error: BaseException) -> str:
 
 
 def _is_along_axis(value: Any) -> bool:
-    return _is_ours(type(value)) and hasattr(value, "func1d")
+    return module_of(type(value)).startswith("shmpar.") and hasattr(value, "func1d")
 
 
 def _is_of_batches(function: Any) -> bool:
     """Return whether a function calls that of the user with each item of a batch."""
     return getattr(function, "__module__", None) == "shmpar.worker.items"  # a higher layer
-
-
-def _is_ours(function: Any) -> bool:
-    return str(getattr(function, "__module__", "")).startswith("shmpar.")
 
 
 def _find(part: Any) -> tuple[str, Any, BaseException] | None:
@@ -316,5 +314,5 @@ def _name(value: Any, function: Any) -> str:
         if isinstance(value.__qualname__, str):
             return f"function {value.__qualname__}"
     if value is function:
-        return f"the callable {module_of(type(value))}.{type(value).__qualname__}"
+        return f"the callable {_type_name(type(value))}"
     return f"an item such as {_SHORT.repr(value):.60}"

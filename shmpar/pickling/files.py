@@ -20,7 +20,7 @@ import os
 import re
 import sys
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
@@ -215,7 +215,7 @@ def _signature(path: str, name: str, text: str) -> inspect.Signature:
     if isinstance(found, ast.AsyncFunctionDef):
         text = f"{name} of {path!r} is a coroutine function: call asyncio.run in a function"
         raise ValueError(text)  # noqa: TRY004 - as for a name that the file does not define
-    return inspect.Signature(list(_parameters(found.args)))
+    return inspect.signature(_function_with(found.args))
 
 
 def _definition(tree: ast.Module, path: str, name: str) -> _Definition:
@@ -251,28 +251,21 @@ def _definition_alone(name: str, text: str) -> _Definition | None:
     return None
 
 
-def _parameters(args: ast.arguments) -> Iterator[inspect.Parameter]:
-    kinds = inspect.Parameter
-    plain = [*args.posonlyargs, *args.args]
-    missing: list[ast.expr | None] = [None] * (len(plain) - len(args.defaults))
-    defaults = [*missing, *args.defaults]
-    for number, (one, default) in enumerate(zip(plain, defaults, strict=True)):
-        by_place = number < len(args.posonlyargs)
-        kind = kinds.POSITIONAL_ONLY if by_place else kinds.POSITIONAL_OR_KEYWORD
-        yield kinds(one.arg, kind, default=_value(default))
-    if args.vararg:
-        yield kinds(args.vararg.arg, kinds.VAR_POSITIONAL)
-    for one, default in zip(args.kwonlyargs, args.kw_defaults, strict=True):
-        yield kinds(one.arg, kinds.KEYWORD_ONLY, default=_value(default))
-    if args.kwarg:
-        yield kinds(args.kwarg.arg, kinds.VAR_KEYWORD)
+def _function_with(args: ast.arguments) -> Callable[..., Any]:
+    """Return a function with these parameters; an ellipsis stands for computed defaults."""
+    for node in ast.walk(args):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+    args.defaults = [_literal(one) for one in args.defaults]
+    args.kw_defaults = [one and _literal(one) for one in args.kw_defaults]
+    tree = ast.fix_missing_locations(ast.Expression(ast.Lambda(args, ast.Constant(None))))
+    made: Callable[..., Any] = eval(compile(tree, "<signature>", "eval"))  # noqa: S307 - literals
+    return made
 
 
-def _value(default: ast.expr | None) -> Any:
-    """Return a default that is a literal; an ellipsis stands for any other one."""
-    if default is None:
-        return inspect.Parameter.empty
+def _literal(default: ast.expr) -> ast.expr:
     try:
-        return ast.literal_eval(default)
+        ast.literal_eval(default)
     except ValueError:
-        return ...
+        return ast.Constant(...)
+    return default

@@ -12,8 +12,11 @@ Guarantees
 from __future__ import annotations
 
 import ast
+import collections
 import contextlib
 import functools
+import importlib.util
+import itertools
 import marshal
 import os
 import sys
@@ -21,15 +24,17 @@ import time
 import tokenize
 import types
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.machinery import ModuleSpec
 from operator import is_
 from typing import Any
 
+import cloudpickle
 import numpy as np
 
 from shmpar.memory.system import file_stamp
 from shmpar.pickling.plain import pack_plain
+from shmpar.pickling.unpack import Place
 
 MISSING = object()
 SCALARS = (bool, int, float, complex, str, bytes, types.NoneType)
@@ -38,8 +43,15 @@ MODULE_NAMES = ("__name__", "__package__", "__path__", "__file__")  # sent with 
 ADDED = {"__slotnames__", "__annotations__", "__annotations_cache__"}
 """Attributes that Python adds to a class at a first pickle of an object, or a first look."""
 _IMPLICIT = {"__new__", "__init_subclass__", "__class_getitem__"}  # become methods by themselves
+_IN_TABLES = {*SCALARS, type, types.FunctionType, types.BuiltinFunctionType}
 _MUTABLE = (dict, list, set)
 CONTAINERS = (*_MUTABLE, frozenset, tuple)
+_CONTENTS: dict[type, Callable[[Any], Any]] = {
+    **dict.fromkeys((collections.Counter, collections.defaultdict, collections.OrderedDict), dict),
+    collections.deque: list,
+    types.SimpleNamespace: vars,
+}
+COMPARED = (type, types.FunctionType, *CONTAINERS, *_CONTENTS)  # more than by their ids
 PLAIN = {*SCALARS, *CONTAINERS}
 PASSED = {*SCALARS, types.ModuleType}  # A module's attributes are followed by their names.
 LONGEST = 4096  # characters, or items, of a value that is compared by its contents
@@ -52,35 +64,29 @@ class _Source:
 
     Attributes
     ----------
-    literals : dict of str to bytes
-        Globals with a literal value; attributes of classes as ``Class.name``.
-    bound : set of str
-        Names that the module binds while it is imported.
+    bound : dict of str to object
+        Names that the module binds while it is imported, ``Class.name`` for attributes. Each has
+        its only definition: a literal as bytes, a function or class as its node, an import as
+        (module, name). None stands for any other definition, and for several.
     managed : set of str
-        Globals that its own functions bind.
+        Globals that the module's own functions bind.
     """
 
     def __init__(self, module: types.ModuleType, file: str) -> None:
-        self.literals: dict[str, bytes] = {}
-        self.bound: set[str] = set()
+        self.bound: dict[str, Any] = {}
         self.managed: set[str] = set()
         self._globals = vars(module)
-        self._definitions: dict[str, ast.stmt] = {}
-        self._imports: dict[str, tuple[str, str]] = {}
         self._codes: list[types.CodeType] | None = None
         self._all_of: list[str] = []  # modules from which it imports all names
         self._is_open = False  # it binds names that this does not see
+        self._has_open_classes = False  # also as attributes of classes
         try:
             with tokenize.open(file) as opened:
                 tree = ast.parse(opened.read())
         except (OSError, SyntaxError, ValueError):
             self._is_open = True
             return
-        twice = self._read(tree.body, "", module.__package__ or "")
-        for name in twice:
-            self.literals.pop(name, None)
-            self._definitions.pop(name, None)
-            self._imports.pop(name, None)
+        self._read(tree.body, "", module.__package__ or "")
         words = set[str]()
         for node in ast.walk(tree):
             if isinstance(node, ast.Global):
@@ -90,60 +96,49 @@ class _Source:
         # Why the modules: most calls of setattr() and vars() are for other objects.
         of_modules = {"setattr", "vars"} if {"modules", "import_module"} & words else set[str]()
         self._is_open |= bool(words & {"globals", "exec", *of_modules})
+        self._has_open_classes = bool(words & {"locals", "setattr", "exec"})
         get_code = getattr(module.__loader__, "get_code", None)
         if get_code is not None:  # Why: pytest changes the code of its modules, and has none.
             with contextlib.suppress(Exception):
                 self._codes = list(code_objects(get_code(module.__name__)))
 
-    def _read(self, body: list[ast.stmt], prefix: str, package: str) -> set[str]:
-        """Read the statements of a module or class; return the names that are bound twice."""
-        twice: set[str] = set()
+    def _read(self, body: list[ast.stmt], prefix: str, package: str) -> None:
+        """Read the statements of a module or class."""
         for node in body:
-            for name in map(prefix.__add__, _bindings(node)):
-                twice.update({name} & self.bound)
-                self.bound.add(name)
+            found: dict[str, Any] = {}
             match node:
-                case ast.Assign(targets=[target], value=value):
-                    self._read_assignment(prefix, target, value)
-                case ast.AnnAssign(target=target, value=ast.expr() as value):
-                    self._read_assignment(prefix, target, value)
+                case (
+                    ast.Assign(targets=[target], value=value)
+                    | ast.AnnAssign(target=target, value=ast.expr() as value)
+                ):
+                    found = dict(_literals(target, value))
                 case ast.FunctionDef(name=name, decorator_list=[]):
-                    self._definitions[prefix + name] = node
-                case ast.ClassDef(name=name, decorator_list=[]) if not prefix:
-                    self._definitions[name] = node
-                    twice |= self._read(node.body, f"{name}.", package)
+                    found[name] = node
+                case ast.ClassDef(name=name, decorator_list=[]):
+                    found[name] = node
+                    self._read(node.body, f"{prefix}{name}.", package)
                 case ast.ImportFrom(module=source, names=names, level=level):
-                    above = package.split(".")[: len(package.split(".")) - level + 1]
-                    origin = ".".join([*above, source or ""]) if level else source or ""
-                    if names[0].name == "*":
-                        self._all_of.append(origin)
-                    for one in names:
-                        self._imports[one.asname or one.name] = origin, one.name
-        return twice
-
-    def _read_assignment(self, prefix: str, target: ast.expr, value: ast.expr) -> None:
-        if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
-            if len(target.elts) == len(value.elts):
-                for one, its in zip(target.elts, value.elts, strict=True):
-                    self._read_assignment(prefix, one, its)
-        elif isinstance(target, ast.Name):
-            with contextlib.suppress(ValueError):
-                plain = _plain(ast.literal_eval(value))
-                if plain is not None:
-                    self.literals[prefix + target.id] = plain
+                    origin = source or ""
+                    with contextlib.suppress(ImportError):  # Why: it may have been edited.
+                        origin = importlib.util.resolve_name("." * level + origin, package)
+                    found = {one.asname or one.name: (origin, one.name) for one in names}
+                    self._all_of += [origin] * ("*" in found)
+            for name in _bindings(node):
+                several = prefix + name in self.bound
+                self.bound[prefix + name] = None if several else found.get(name)
 
     def agrees(self, name: str, value: Any) -> bool:
         """Return whether a global may be the one that an import of the file makes."""
-        plain = _plain(value)
-        if name in self.literals:
-            return plain == self.literals[name] or (plain is None and type(value) in CONTAINERS)
-        match self._definitions.get(name):
+        match self.bound.get(name):
+            case bytes() as literal:
+                plain = _plain(value)
+                return plain == literal or (plain is None and type(value) in CONTAINERS)
             case ast.FunctionDef():
                 return self._defines(value)
             case ast.ClassDef():
-                return isinstance(value, type) and self._agrees_with_class(name, value)
-        if name in self._imports:
-            return _is_imported(value, *self._imports[name], or_missing=True)
+                return self._defines_class(name, value)
+            case (origin, known):
+                return _is_imported(value, origin, known, or_missing=True)
         return (
             name in self.bound
             or isinstance(value, types.ModuleType)
@@ -160,18 +155,25 @@ class _Source:
             return value.__globals__ is self._globals
         return _plain(value) is None
 
-    def _agrees_with_class(self, name: str, definition: type) -> bool:
+    def _defines_class(self, path: str, definition: Any) -> bool:
+        if not isinstance(definition, type):
+            return False
         for key, value in list(vars(definition).items()):
-            path, plain = f"{name}.{key}", _plain(value)
-            if isinstance(self._definitions.get(path), ast.FunctionDef):
-                if not self._defines(value) and key not in _IMPLICIT:
-                    return False
-            elif plain is not None and not key.startswith("__"):
-                if type(value) in _MUTABLE:
-                    continue  # Why: a class counts or registers there, which is no new definition.
-                due = self.literals.get(path, plain)
-                if path not in self.bound or plain != due:
-                    return False
+            name, plain = f"{path}.{key}", _plain(value)
+            match self.bound.get(name):
+                case ast.FunctionDef():
+                    if not self._defines(value) and key not in _IMPLICIT:
+                        return False
+                case ast.ClassDef():
+                    if not self._defines_class(name, value):
+                        return False
+                # Why not mutable ones: a class counts or registers there, which is no definition.
+                case due if plain is not None and type(value) not in _MUTABLE:
+                    is_implicit = key.startswith("_") or self._has_open_classes
+                    is_due = is_implicit or name in self.bound or _adds_attributes(definition)
+                    is_other = type(due) is bytes and plain != due
+                    if not key.startswith("__") and (is_other or not is_due):
+                        return False
         return True
 
     def _defines(self, function: Any) -> bool:
@@ -222,11 +224,12 @@ class UserModule:
         """The bindings in the file."""
         return _Source(self.module, self._file)
 
-    def attributes(self) -> dict[str, Any] | None:
-        """Return the attributes for a worker that cannot import the module; None if it can."""
-        if self.importable and not self._edited:
-            return None
-        return {name: value for name, value in vars(self.module).items() if name in MODULE_NAMES}
+    def place(self) -> Place:
+        """Return the place of the module in a worker."""
+        values, names = vars(self.module), MODULE_NAMES
+        attributes = {name: value for name, value in values.items() if name in names}
+        same_file = self.importable and not self._edited
+        return self.name, None if same_file else attributes, self.importable
 
     def is_as_imported(self) -> bool:
         """Return whether workers find the file that was imported here."""
@@ -271,9 +274,11 @@ class UserModule:
     def _is_as_first(self, name: str, value: Any) -> bool:
         """Return whether a global has the value that the file, or the first look, shows."""
         parts, first = identity(value), self._first.get(name)
-        if first is not None and are_same(first, parts):
+        # Why the first part: a container may get an object of this process, such as a connection.
+        if first is not None and (are_same(first, parts) or are_same(first[:1], parts)):
             return True
-        is_known = first is None or name in self.source.literals
+        # Why the length: a table of functions is compared, although a literal may have made it.
+        is_known = first is None or (len(first) == 1 and type(self.source.bound.get(name)) is bytes)
         self._first[name] = parts  # Why before: modules may import a name from each other.
         if is_known and self.source.agrees(name, value):
             return True
@@ -309,6 +314,25 @@ def _is_imported(value: Any, origin: str, name: str, *, or_missing: bool) -> boo
     return not user.differs(name, value)
 
 
+def _adds_attributes(definition: type) -> bool:
+    """Return whether a class may have attributes that its metaclass, base or a descriptor adds."""
+    if type(definition) is not type or type(definition.__init_subclass__) is types.MethodType:
+        return True
+    return any(hasattr(type(one), "__set_name__") for one in vars(definition).values())
+
+
+def _literals(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, bytes]]:
+    """Yield the names that an assignment gives literal values, with these values."""
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+        if len(target.elts) == len(value.elts):
+            for one, its in zip(target.elts, value.elts, strict=True):
+                yield from _literals(one, its)
+    elif isinstance(target, ast.Name):
+        with contextlib.suppress(ValueError):
+            if (plain := _plain(ast.literal_eval(value))) is not None:
+                yield target.id, plain
+
+
 def _bindings(node: ast.AST) -> Iterator[str]:
     """Yield the names that a statement binds in its own scope."""
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -317,6 +341,9 @@ def _bindings(node: ast.AST) -> Iterator[str]:
         yield from ((one.asname or one.name).partition(".")[0] for one in node.names)
     elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
         yield node.id
+    elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        if isinstance(node.ctx, ast.Store):
+            yield f"{node.value.id}.{node.attr}"
     elif not isinstance(node, (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp)):
         for inner in ast.iter_child_nodes(node):
             yield from _bindings(inner)
@@ -339,7 +366,9 @@ def _plain(value: Any, large: list[Any] | None = None) -> bytes | None:
 
 def _without_large(value: Any, large: list[Any]) -> Any:
     kind = type(value)
-    if issubclass(kind, np.ndarray) and value.nbytes > _LARGEST:
+    if issubclass(kind, np.ndarray):
+        if value.nbytes <= _LARGEST:  # Why the tuple: marshal takes the bytes alone.
+            return str(value.dtype), value.shape, value
         large.append(value)
         return id(value)
     if kind is dict:
@@ -355,16 +384,38 @@ def identity(value: Any) -> tuple[Any, ...]:
     if kind is types.FunctionType:
         return value, value.__code__, value.__defaults__, value.__kwdefaults__
     if issubclass(kind, type):
-        held: Mapping[str, Any] = vars(value)
-        if not ADDED.isdisjoint(held):
-            held = {key: one for key, one in held.items() if key not in ADDED}
-        return (value, *held.values())
-    large: list[Any] = []
-    plain = _plain(value, large) if kind in CONTAINERS else None
+        return _class_identity(value)
+    contents = _CONTENTS[kind](value) if kind in _CONTENTS else value
+    items: tuple[Any, ...] = ()
+    if type(contents) in CONTAINERS and len(contents) <= LONGEST:
+        items = _items_identity(contents)
+        if contents is value and items and items[0] is not None:
+            return items  # Why: an equal container is the same.
     try:  # Why: a reference keeps no memory, and is the same one as long as the object lives.
-        return (weakref.ref(value),) if plain is None else (plain, *map(weakref.ref, large))
+        return (weakref.ref(value), *items)
     except TypeError:
-        return (value,)
+        return (value, *items)
+
+
+def _items_identity(contents: Any) -> tuple[Any, ...]:
+    """Return the contents of a container as bytes, or None and its items; empty for others."""
+    large: list[Any] = []
+    if (plain := _plain(contents, large)) is not None:
+        return (plain, *map(weakref.ref, large))
+    items = [*contents, *contents.values()] if type(contents) is dict else [*contents]
+    return (None, *items) if _IN_TABLES.issuperset(map(type, items)) else ()
+
+
+def _class_identity(value: type) -> tuple[Any, ...]:
+    held: Mapping[str, Any] = vars(value)
+    if not ADDED.isdisjoint(held):
+        held = {key: one for key, one in held.items() if key not in ADDED}
+    parts = value, *held.values()
+    if type not in map(type, held.values()):  # Why first: few classes hold others.
+        return parts
+    inside = f"{value.__qualname__}."
+    nested = [one for one in parts if type(one) is type and one.__qualname__.startswith(inside)]
+    return (*parts, *itertools.chain(*map(_class_identity, nested)))
 
 
 def are_same(first: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
@@ -411,7 +462,13 @@ def user_module(name: Any) -> UserModule | None:
         if made is not None and known is not None and known[1] is not None:
             made.follow(known[1])
         known = _users[name] = module, made
-    return known[1]
+    return None if is_registered(name) else known[1]
+
+
+def is_registered(name: str) -> bool:
+    """Return whether cloudpickle was told to send a module, or a package around it, by value."""
+    registered = cloudpickle.list_registry_pickle_by_value()
+    return any(f"{name}.".startswith(f"{one}.") for one in registered)
 
 
 def is_users(module: types.ModuleType) -> bool:

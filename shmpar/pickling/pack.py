@@ -37,11 +37,12 @@ from shmpar.memory.copying import share, share_argument
 from shmpar.memory.layout import Layout, address_of
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
-from shmpar.pickling.changes import CACHED, Walk, Walks, all_names, global_names, walk_below
+from shmpar.pickling.changes import CACHED, Walk, Walks, all_names, global_names
 from shmpar.pickling.explain import (
     DISPATCHER,
     CheckedPickler,
     explain_failure,
+    is_found,
     module_of,
     pickling_error,
     reason,
@@ -63,6 +64,8 @@ from shmpar.pickling.unpack import (
     bit_generator,
     bytes_array,
     class_attributes,
+    class_layout,
+    live_class,
     live_globals,
     module_globals,
     segment_array,
@@ -207,45 +210,50 @@ class _Pickler(CheckedPickler):
         self._visited: dict[int, Any] = {}
         self._updated: set[tuple[str, str]] = set()  # modules and names that the pickle brings
         self._sent: set[UserModule] = set()  # modules of which the pickle brings changes
+        self._live: dict[UserModule, _Call] = {}  # the globals of modules that workers have
         self.walks = Walks()
 
     def reducer_override(self, obj: Any) -> Any:
-        if id(obj) in _OURS or type(obj) in _RECORDS or id(type(obj)) in self._harmless:
+        kind = type(obj)
+        if id(obj) in _OURS or kind in _RECORDS or id(kind) in self._harmless:
             return NotImplemented
-        if type(obj) is types.CodeType:
+        if kind is types.CodeType:
             build, parts = self.dispatch_table[types.CodeType](obj)
             # Why: cloudpickle hides the file, which warnings and tracebacks of the worker name.
             hidden = {_HIDDEN: obj.co_filename}
             # Why the type: with -b, a comparison of bytes and text is a warning.
             return build, tuple(hidden.get(x, x) if type(x) is str else x for x in parts)
-        is_array = isinstance(obj, np.ndarray)
-        if is_array or obj is os.environ or module_of(type(obj)).startswith("numpy.random."):
-            return self._reduce_array(obj) if is_array else self._reduce_own(obj)
-        definition: Any = obj
+        if isinstance(obj, np.ndarray):
+            return self._reduce_array(obj)
+        if obj is os.environ:
+            # Why: a worker has variables of its own, which a function that holds them has to see.
+            return NotImplemented if self._is_result else (getattr, (os, "environ"))
+        if isinstance(obj, _DEFINITIONS):
+            return self._reduce_definition(obj)
+        is_random = module_of(kind).startswith("numpy.random.")
+        return _reduce_random(obj) if is_random else super().reducer_override(obj)
+
+    def _reduce_definition(self, obj: Any) -> Any:
         is_updated = False
-        if isinstance(obj, _DEFINITIONS) and not (self._python or self._is_result):
+        if not (self._python or self._is_result):
             updates = self._updates(obj)
             if updates:
                 # Why twice: the pickle brings the updates, then the object, which they may hold.
                 return after, (updates, obj)
             # Why a default: a function of lru_cache over a partial has no such name.
-            top = getattr(definition, "__qualname__", "").partition(".")[0]
-            is_updated = (definition.__module__, top) in self._updated
+            top = getattr(obj, "__qualname__", "").partition(".")[0]
+            is_updated = (obj.__module__, top) in self._updated or _uses_state(obj)
         if isinstance(obj, types.FunctionType) and not (is_updated or is_pickled_by_name(obj)):
             self._share_globals(obj)
         if is_updated:
             reduced = self._reduce_updated(obj)
-        elif isinstance(obj, (types.FunctionType, type)) and obj.__module__ == _SPAWNED:
+        elif obj.__module__ == _SPAWNED and not isinstance(obj, CACHED):
             reduced = self._reduce_by_value(obj)
         else:
             reduced = super().reducer_override(obj)
-        return self._with_setter(obj, reduced) if isinstance(obj, type) else reduced
-
-    def _reduce_own(self, obj: Any) -> Any:
-        # Why: a worker has variables of its own, which a function that holds them has to see.
-        if obj is os.environ:
-            return NotImplemented if self._is_result else (getattr, (os, "environ"))
-        return _reduce_random(obj)
+        if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) == _WITH_SETTER:
+            return self._with_setter(obj, reduced, is_updated=is_updated)
+        return reduced
 
     def _reduce_by_value(self, obj: Any) -> Any:
         """Reduce a function or class that workers lack, or have in another state."""
@@ -254,13 +262,11 @@ class _Pickler(CheckedPickler):
         is_dispatcher = obj.__code__ is DISPATCHER
         return reduce_dispatcher(obj) if is_dispatcher else self._dynamic_function_reduce(obj)
 
-    def _with_setter(self, definition: type, reduced: Any) -> Any:
-        """Return a reduced class, if it is one by value, with this package's function of its state.
+    def _with_setter(self, definition: type, reduced: Any, *, is_updated: bool) -> Any:
+        """Return a class that is reduced by value with this package's function of its state.
 
         The state comes with a function of cloudpickle, which sets the attributes anew.
         """
-        if not isinstance(reduced, tuple) or len(reduced) != _WITH_SETTER:
-            return reduced
         class_attributes.setdefault(definition, set())
         make, arguments, state, items, pairs, setter = reduced
         if "__slots__" in vars(definition) and not issubclass(definition, enum.Enum):
@@ -269,10 +275,14 @@ class _Pickler(CheckedPickler):
             _, _, bases, namespace, *_ = arguments
             if typing.NamedTuple not in bases:  # Why: it has slots of its own, and refuses others.
                 namespace["__slots__"] = vars(definition)["__slots__"]
+        module = user_module(definition.__module__) if is_updated else None
+        if module is not None and is_found(definition):
+            arguments = module.place(), class_layout(definition), make, arguments
+            make = live_class
         place = set_new_class if self._is_result else set_class
-        return make, arguments, (state, setter), items, pairs, place
+        return make, arguments, (state, setter, [*vars(definition)]), items, pairs, place
 
-    def _updates(self, obj: Any) -> list[_Update]:
+    def _updates(self, obj: Any) -> list[_Call]:
         """Return the changes of the modules that an object reaches, unless they were pickled."""
         if id(obj) in self._visited:
             return []
@@ -283,27 +293,20 @@ class _Pickler(CheckedPickler):
             self._updated.update((module.name, name) for name in new)
             if new or not (module.importable or module in self._sent):
                 self._sent.add(module)
-                updates.append(_Update(module, new))
+                updates.append(_update(module, new))
         return updates
 
     def _reduce_updated(self, obj: Any) -> Any:
         """Reduce a definition of a module that workers have too, in another state."""
         if isinstance(obj, CACHED):
             return reduce_cached(obj)
-        is_class = isinstance(obj, type)
-        module = None if is_class else user_module(obj.__globals__.get("__name__"))
-        # Why by value: a decorator of an installed package may have made a function.
-        if module is None or vars(module.module) is not obj.__globals__:
+        module = None if isinstance(obj, type) else _home(obj)
+        if module is None:  # Why by value: a decorator of an installed package may have made it.
             return self._reduce_by_value(obj)
-        key = id(obj.__globals__)
-        before = self.globals_ref.get(key)
-        self.globals_ref[key] = _LiveGlobals(module)
-        reduced = self._dynamic_function_reduce(obj)
-        reduced[2][1]["__globals__"] = {}  # Why: an update brings those that have changed.
-        del self.globals_ref[key]
-        if before is not None:
-            self.globals_ref[key] = before
-        return reduced
+        live = self._live.setdefault(module, _Call(live_globals, module.place()))
+        make, (code, _, *parts), state, *others = self._dynamic_function_reduce(obj)
+        state[1]["__globals__"] = {}  # Why: an update brings those that have changed.
+        return make, (code, live, *parts), state, *others
 
     def _share_globals(self, function: types.FunctionType) -> None:
         """Make the functions of one module share one globals dict in the worker."""
@@ -318,8 +321,12 @@ class _Pickler(CheckedPickler):
         names, name = function.__globals__, function.__globals__.get("__name__", "")
         # Why not spawned ones: multiprocessing runs the script in a dict, and copies that.
         if name == _SPAWNED or getattr(sys.modules.get(name), "__dict__", None) is names:
-            self.globals_ref.setdefault(id(names), _ModuleGlobals(names))
             known = _brought.setdefault(name, {})
+            # Why the type: cloudpickle puts a dict there for a function of a changed module.
+            if type(self.globals_ref.get(id(names))) is not _Call:
+                attributes = {one: names[one] for one in MODULE_NAMES if one in names}
+                deleted = [one for one in known if one not in names]
+                self.globals_ref[id(names)] = _Call(module_globals, name, attributes, deleted)
             known.update(dict.fromkeys(one for one in all_names(function.__code__) if one in names))
 
     def _reduce_array(self, array: np.ndarray[Any, Any]) -> Any:
@@ -397,58 +404,54 @@ def _reduce_strided(array: np.ndarray[Any, Any]) -> Any:
     return strided_array, (memory, array.flags.writeable, *form, layout.offset, layout.strides)
 
 
-class _ModuleGlobals:
-    """Stands in a pickle for the globals of a module whose functions are pickled by value."""
+class _Call:
+    """Stands in a pickle for the value of a call that the worker makes."""
 
-    def __init__(self, names: dict[str, Any]) -> None:
-        self._names = names
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self._reduced = function, arguments
 
     def __reduce__(self) -> tuple[Any, ...]:
-        names, module = self._names, self._names["__name__"]
-        attributes = {name: names[name] for name in MODULE_NAMES if name in names}
-        deleted = [name for name in _brought[module] if name not in names]
-        return module_globals, (module, attributes, deleted)
+        return self._reduced
 
 
 _brought: dict[str, dict[str, None]] = {}  # globals that pickles have brought, by module
 
 
-class _Update:
-    """Stands in a pickle for the globals of a module that workers have in another state."""
-
-    def __init__(self, module: UserModule, names: Sequence[str]) -> None:
-        self._module = module
-        self._values: dict[str, Any] = {}
-        self._managed: dict[str, Any] = {}
-        self._deleted = [name for name in names if name not in vars(module.module)]
-        for name in names:
-            value = vars(module.module).get(name, MISSING)
-            if value is not MISSING and self._is_sent(name, value):
-                values = self._managed if name in module.managed else self._values
-                values[name] = value
-
-    def _is_sent(self, name: str, value: Any) -> bool:
-        """Return False for an object that the worker's own module makes, such as a connection."""
-        module = self._module
-        if not module.importable or type(value) in PLAIN or isinstance(value, _DEFINITIONS):
-            return True
-        return name not in module.source.managed or pickling_error(value) is None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        module = self._module
-        where = module.name, module.attributes(), module.importable
-        return update_module, (*where, self._values, self._managed, self._deleted)
+def _update(module: UserModule, names: Sequence[str]) -> _Call:
+    """Return the call that gives globals of a module, which workers have in another state."""
+    values: dict[str, Any] = {}
+    managed: dict[str, Any] = {}
+    deleted: list[str] = []
+    for name in names:
+        value = vars(module.module).get(name, MISSING)
+        if value is MISSING:
+            deleted.append(name)
+        elif _is_sent(module, name, value):
+            (managed if name in module.managed else values)[name] = value
+    return _Call(update_module, module.place(), values, managed, deleted)
 
 
-class _LiveGlobals:
-    """Stands in a pickle for the globals of a module that workers have."""
+def _is_sent(module: UserModule, name: str, value: Any) -> bool:
+    """Return False for an object that the worker's own module makes, such as a connection."""
+    if not module.importable or type(value) in PLAIN or isinstance(value, _DEFINITIONS):
+        return True
+    return name not in module.source.managed or pickling_error(value) is None
 
-    def __init__(self, module: UserModule) -> None:
-        self._module = module
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        module = self._module
-        return live_globals, (module.name, module.attributes(), module.importable)
+def _home(function: types.FunctionType) -> UserModule | None:
+    """Return the module of the user's whose globals a function has; None if there is none."""
+    module = user_module(function.__globals__.get("__name__"))
+    is_home = module is not None and vars(module.module) is function.__globals__
+    return module if is_home else None
+
+
+def _uses_state(function: Any) -> bool:
+    """Return whether a function without a name in its module uses globals that this manages."""
+    module = _home(function) if isinstance(function, types.FunctionType) else None
+    if module is None:
+        return False
+    names = all_names(function.__code__)
+    return not (module.source.managed.isdisjoint(names) or is_pickled_by_name(function))
 
 
 def _definition_ids(*names: str) -> Iterator[int]:
@@ -463,7 +466,7 @@ def _definition_ids(*names: str) -> Iterator[int]:
 _OURS = frozenset(
     _definition_ids(cloudpickle.Pickler.__module__, after.__module__, Function.__module__)
 )
-_RECORDS = {Function, _ModuleGlobals, _Update, _LiveGlobals}  # types with nothing to check
+_RECORDS = {Function, _Call}  # types with nothing to check
 
 
 class _Cached(NamedTuple):
@@ -514,7 +517,9 @@ def _pickle_stateless(call: Callable[..., Any]) -> bytes | None:
         return None
     # Invariant: the parts are recorded before they are pickled, so a change meanwhile is noticed.
     parts, epoch = _parts(call, names), _epoch(call)
-    walk = walk_below(call)
+    walks = Walks()
+    walk = walks.below(call)
+    walks.close()
     if walk is not None and walk.changes:
         return None
     body = _pickle(Function(call, {}, ())).body

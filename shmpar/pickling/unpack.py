@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import functools
 import importlib
 import io
@@ -61,36 +62,28 @@ class Namespaces:
 
     Attributes
     ----------
+    sent : dict of str to dict
+        The globals of each module.
     live : dict of str to dict
         The globals of modules that were updated to their state in the parent.
     """
 
     def __init__(self) -> None:
-        self._globals: dict[str, dict[str, Any]] = {}
+        self.sent: dict[str, dict[str, Any]] = {}
         self._own: dict[str, dict[str, Any]] = {}
         self.live: dict[str, dict[str, Any]] = {}
-
-    def of(
-        self, module: str, attributes: dict[str, Any], deleted: Sequence[str] = ()
-    ) -> dict[str, Any]:
-        """Return the globals dict of a module, updated with these attributes and deletions."""
-        found = self._globals.setdefault(module, {})
-        found.update(attributes)
-        for name in deleted:
-            found.pop(name, None)
-        return found
 
     def restore_own(self) -> None:
         """Restore the globals that the initializer has set."""
         for module, values in self._own.items():
-            self._globals[module].update(values)
+            self.sent[module].update(values)
 
     def run_initializer(self, initializer: Callable[[], object]) -> None:
         """Call the initializer, and remember each global that it has set."""
-        before = {module: dict(values) for module, values in self._globals.items()}
+        before = {module: dict(values) for module, values in self.sent.items()}
         initializer()
         missing = object()
-        for module, values in self._globals.items():
+        for module, values in self.sent.items():
             old = before.get(module, {})
             self._own[module] = {
                 name: value for name, value in values.items() if old.get(name, missing) is not value
@@ -98,13 +91,13 @@ class Namespaces:
 
     def clear(self) -> None:
         """Drop all globals."""
-        self._globals.clear()
+        self.sent.clear()
         self._own.clear()
 
     def forget(self, arrays: Sequence[Array]) -> None:
         """Delete the globals that are these arrays, so that their memory is released."""
         ids = {id(array) for array in arrays}
-        for values in (*self._globals.values(), *self.live.values()):
+        for values in (*self.sent.values(), *self.live.values()):
             for name in [name for name, value in values.items() if id(value) in ids]:
                 del values[name]
 
@@ -116,14 +109,18 @@ namespaces = Namespaces()
 def module_globals(
     module: str, attributes: dict[str, Any], deleted: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the globals dict of a module; pickles call this function."""
-    return namespaces.of(module, attributes, deleted)
+    """Return the globals dict of a module, with these changes; pickles call this function."""
+    found = namespaces.sent.setdefault(module, {})
+    found.update(attributes)
+    for name in deleted:
+        found.pop(name, None)
+    return found
 
 
 # Classes that are pickled by value: a process has one class for all pickles of it.
 
-ClassState = tuple[tuple[dict[str, Any], Any], Callable[[type, Any], object]]
-"""The attributes of a class, and the function that sets them."""
+ClassState = tuple[Any, Callable[[type, Any], object], Sequence[str]]
+"""The state of a class, the function that sets it, and the names of all attributes."""
 
 class_attributes: weakref.WeakKeyDictionary[type, set[str]] = weakref.WeakKeyDictionary()
 """The classes that this process has sent or received by value, with the attributes that came."""
@@ -131,11 +128,11 @@ class_attributes: weakref.WeakKeyDictionary[type, set[str]] = weakref.WeakKeyDic
 
 def set_class(definition: type, packed: ClassState) -> None:
     """Set the attributes of a class from the parent; delete those that it has deleted."""
-    state, setter = packed
-    for name in class_attributes.get(definition, set()) - state[0].keys():
+    state, setter, names = packed
+    for name in class_attributes.get(definition, set()).difference(names):
         with contextlib.suppress(AttributeError, TypeError):
             delattr(definition, name)
-    class_attributes[definition] = set(state[0])
+    class_attributes[definition] = set(names)
     setter(definition, state)
 
 
@@ -149,11 +146,15 @@ def set_new_class(definition: type, packed: ClassState) -> None:
 # Modules that have changed in the parent
 
 
+Place = tuple[str, dict[str, Any] | None, bool]
+"""A module in a worker: its name, attributes if the parent's file is another one, importable."""
+
 _made: set[str] = set()  # names of the modules that no import finds here
 
 
-def live_module(name: str, attributes: dict[str, Any] | None, importable: bool) -> types.ModuleType:
+def live_module(place: Place) -> types.ModuleType:
     """Return a module of the user's: imported, or made with these attributes."""
+    name, attributes, importable = place
     if importable:
         try:
             return importlib.import_module(name)
@@ -180,25 +181,47 @@ def _make_module(name: str) -> types.ModuleType:
     return module
 
 
-def live_globals(name: str, attributes: dict[str, Any] | None, importable: bool) -> dict[str, Any]:
+def live_globals(place: Place) -> dict[str, Any]:
     """Return the globals of :func:`live_module`; pickles call this function."""
-    return vars(live_module(name, attributes, importable))
+    return vars(live_module(place))
+
+
+def class_layout(definition: type) -> tuple[Any, ...]:
+    """Return the parts of a class that cannot be changed in place."""
+    held, members = vars(definition), dict[str, Any]()
+    if isinstance(definition, enum.EnumType):
+        members.update(definition.__members__)
+    values = {name: repr(one.value) for name, one in members.items()}
+    names = definition.__module__, definition.__qualname__
+    bases = held.get("__orig_bases__", definition.__bases__)
+    return type(definition), *names, bases, held.get("__slots__"), values
+
+
+def live_class(
+    place: Place, layout: tuple[Any, ...], make: Callable[..., type], arguments: tuple[Any, ...]
+) -> type:
+    """Return a class of a module, whose attributes follow; pickles call this function.
+
+    It is the class that is there, so that the objects of the module have it too. A new one is made
+    if the class there has another layout.
+    """
+    found: Any = live_module(place)
+    for name in layout[2].split("."):
+        found = getattr(found, name, None)
+    if isinstance(found, type) and class_layout(found) == layout:
+        class_attributes.setdefault(found, set(vars(found)))
+        return found
+    return make(*arguments)
 
 
 def update_module(
-    name: str,
-    attributes: dict[str, Any] | None,
-    importable: bool,
-    values: dict[str, Any],
-    managed: dict[str, Any],
-    deleted: Sequence[str],
+    place: Place, values: dict[str, Any], managed: dict[str, Any], deleted: Sequence[str]
 ) -> None:
     """Give globals of a module the parent's values; pickles call this function.
 
     Those that the module's functions manage are kept if they are there.
     """
-    found = live_globals(name, attributes, importable)
-    namespaces.live[name] = found
+    found = namespaces.live[place[0]] = live_globals(place)
     for own, value in managed.items():
         found.setdefault(own, value)
     found.update(values)

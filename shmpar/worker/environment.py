@@ -140,12 +140,16 @@ def exit_if_forked(error: BaseException | None = None) -> None:
     if not _forked or _thread.depth > _thread.forked_at:
         return
     status = 0
-    if isinstance(error, SystemExit):
-        status = error.code if isinstance(error.code, int) else int(error.code is not None)
-    elif error is not None and not is_raised_here(error):
+    match error:
+        case SystemExit(code=int() | None as code):
+            status = code or 0
+        case SystemExit(code=text):
+            print(text, file=sys.stderr)  # noqa: T201 - as the interpreter does
+            status = 1
         # Why not errors of this package: the child has abandoned the work that raises them.
-        sys.excepthook(type(error), error, error.__traceback__)
-        status = 1
+        case BaseException() if not is_raised_here(error):
+            sys.excepthook(type(error), error, error.__traceback__)
+            status = 1
     flush_streams()
     os._exit(status & 0xFF)
 

@@ -70,8 +70,6 @@ if TYPE_CHECKING:
     from shmpar.pickling.pack import Payload
 
 Array = np.ndarray[Any, Any]
-Outcome = tuple[int, int | None, Any, bool, Sequence[tuple[int, int]], protocol.StoreTraffic]
-"""The fields of ``CounterExhausted`` from `claimed` to `traffic`."""
 _FLUSH_SECONDS = 0.01
 _KEPT_BLOCK = 32 << 20  # bytes; Why: malloc itself keeps no larger ones
 _KEPT_BESIDE_STORES = 16 << 20  # Why less: threads of their libraries have blocks of their own
@@ -408,7 +406,7 @@ class WorkerProcess:
 
     def _run(self, environment: Environment | None, work: Work, tickets: Tickets) -> None:
         received = time.perf_counter()
-        outcome: Outcome = 0, None, None, False, (), protocol.NO_TRAFFIC
+        end = protocol.CounterExhausted(self.number, work.run, work.generation)
         private: Sequence[Array] = ()
         try:
             try:
@@ -424,26 +422,34 @@ class WorkerProcess:
                 BaseException.with_traceback(error, None)
             else:
                 assignment.received = received
-                outcome = self._work(assignment, work)
+                end = self._work(assignment, work, end)
         finally:
             if private:
                 namespaces.forget(private)
             if drop_stores():
                 return_freed_blocks()
-        self.send(protocol.CounterExhausted(self.number, work.run, work.generation, *outcome))
+        self.send(end)
 
-    def _work(self, assignment: Assignment, work: Work) -> Outcome:
-        """Compute chunks; return the outcome for the event that ends the work."""
+    def _work(
+        self, assignment: Assignment, work: Work, end: protocol.CounterExhausted
+    ) -> protocol.CounterExhausted:
+        """Compute chunks; return the event that ends the work."""
         spare = assignment.ledger if work.small_outputs else None
         channel = SocketChannel(self, work.run, spare)
         exhausted, moved = traffic.counted(loop.work, assignment, channel)
         self.tasks_left -= assignment.claimed
         channel.flush()
-        announced = channel.announcement and channel.announcement.pack()
         made = [(key, one.huge_bytes) for key, one in self.segments.items() if one.huge_bytes]
         for key, _ in made:
             self.segments[key].huge_bytes = 0
-        return assignment.claimed, assignment.handed_out, announced, not exhausted, made, moved
+        return end._replace(
+            claimed=assignment.claimed,
+            handed_out=assignment.handed_out,
+            announcement=channel.announcement and channel.announcement.pack(),
+            exiting=not exhausted,
+            huge_bytes=made,
+            traffic=moved,
+        )
 
     def _assign(self, work: Work, function: Function, tickets: Tickets) -> Assignment:
         """Return the work in the memory of this process."""
