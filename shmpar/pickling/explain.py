@@ -82,6 +82,10 @@ class CheckedPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle 
         elif isinstance(obj, functools.cached_property) and hasattr(obj, "lock"):
             state = {name: value for name, value in vars(obj).items() if name != "lock"}
             return make_cached_property, (type(obj),), state
+        elif isinstance(obj, functools.singledispatchmethod):
+            # Why: since Python 3.13 it keeps the objects whose methods were looked up.
+            state = {name: value for name, value in vars(obj).items() if name != "_method_cache"}
+            return type(obj), (obj.func,), state
         elif not isinstance(obj, type):
             _check_process_local(obj)
             if not hasattr(type(obj), "fileno"):

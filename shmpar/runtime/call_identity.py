@@ -120,6 +120,7 @@ _PARTS_OF: dict[str, tuple[str, ...]] = {
     "xarray.backends.locks.CombinedLock": (),
     "xarray.backends.locks.SerializableLock": (),
     "dask.utils.SerializableLock": (),
+    "functools.singledispatchmethod": ("dispatcher",),
     "numpy.vectorize": ("pyfunc", "otypes", "excluded", "signature"),
 }
 
