@@ -577,9 +577,9 @@ class _SharedText:
     Cost: lines up to 8 MiB along the reduced axes are not cut; a worker copies such a line. Longer
     lines, and the whole array, take two passes each. The first takes a sample of each block, and
     the second the elements around the wanted ones. Both are a small part of a large array.
-    Integers of 8 and 16 bits, and elements that the sample does not enclose, take two other passes
-    after the sample. The first of these sorts a copy of each block. Of many quantiles at most
-    64 MiB of elements are taken at a time, by further passes.
+    Elements that the sample does not enclose take two passes more. Integers of 8 bits take a single
+    pass, which counts them. Of many quantiles at most 64 MiB of elements are taken at a time, by
+    further passes.
 
     With ``on_error="fill"`` a failed block is an error too, since no value stands for its elements.
     """
