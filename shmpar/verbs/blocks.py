@@ -18,10 +18,9 @@ from shmpar.plan import Along, InBlocks, Items, PerChunk, PerItem
 from shmpar.verbs.arguments import as_input, blocks, items
 from shmpar.verbs.call import Caller
 from shmpar.verbs.first_guesses import unzipped
-from shmpar.verbs.functions import check_signature
+from shmpar.verbs.functions import check_callable, check_signature
 from shmpar.verbs.labels import read_labels
 from shmpar.verbs.options import Options, with_shared_text
-from shmpar.verbs.other_names import check_callable
 from shmpar.verbs.outputs import (
     OutputSpec,
     axes_tuple,

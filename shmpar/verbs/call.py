@@ -23,6 +23,7 @@ from shmpar.stores.store import Store
 from shmpar.stores.targets import ZarrPath
 from shmpar.verbs.arguments import Inputs, check_windows
 from shmpar.verbs.functions import (
+    check_callable,
     check_signature,
     default_of,
     held_by,
@@ -30,7 +31,6 @@ from shmpar.verbs.functions import (
     warn_of_random,
 )
 from shmpar.verbs.options import Defaults, Options, parse_options
-from shmpar.verbs.other_names import check_callable
 from shmpar.verbs.outputs import (
     OutputSpec,
     check_apart,

@@ -13,20 +13,28 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import CancelledError, Future
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Self
+from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Self, TypeVar
 
-from shmpar.errors import closest, no_attribute
+from shmpar.errors import closest, no_attribute, with_keyword_advice
 from shmpar.grid.axis import positive_number, whole_number
 from shmpar.memory.limits import available_cpus
 from shmpar.runtime.error_texts import call_name
 from shmpar.runtime.futures import PoolFuture
 from shmpar.runtime.loop import AT_ONCE, Loop
 from shmpar.tracebacks import delivering, hide_frames, hiding
-from shmpar.verbs.functions import held_by, signature_of, warn_of_random
-from shmpar.verbs.other_names import NO_CONTEXT, advice, check_call, names_keywords
+from shmpar.verbs.functions import (
+    check_callable,
+    held_by,
+    signature_of,
+    takes_keyword,
+    warn_of_random,
+)
+from shmpar.verbs.options import Options
+from shmpar.verbs.other_names import CALL_KEYWORDS, NO_POOL_KEYWORDS, POOL_KEYWORDS, advice
 from shmpar.worker.items import each, each_star
 
 P = ParamSpec("P")
+R = TypeVar("R")
 Callback = Callable[[Any], object] | None
 _TUPLES: Final[dict[Any, str]] = {
     zip: "for {method}(f, zip(a, b)) write {method}(f, a, b)",
@@ -37,40 +45,40 @@ _TUPLES: Final[dict[Any, str]] = {
 SPAWN: Final = "pass each call a generator of its own as an argument, for example from rng.spawn()"
 _AHEAD: Final = 64  # batches per worker that are read from an iterable without a length
 
-_KEYWORDS: Final = {
-    "max_tasks_per_child": "max_tasks_per_worker",
-    "max_workers": "n_workers",
-    "maxtasksperchild": "max_tasks_per_worker",
-    "n_jobs": "n_workers",
-    "n_processes": "n_workers",
-    "nprocs": "n_workers",
-    "num_processes": "n_workers",
-    "num_workers": "n_workers",
-    "processes": "n_workers",
-    "workers": "n_workers",
-}
-_ENGINE = 'write engine="processes", engine="threads" or engine="serial"'
-_ADVICE_ON_KEYWORDS: Final = {
-    "backend": _ENGINE,
-    "batch_size": "write pool.map(f, items, chunksize=...); the verbs choose it themselves",
-    "chunks": "pass it to the call, as in pool.map_blocks(f, x, chunks=...)",
-    "chunksize": "pass it to the call, as in pool.map(f, items, chunksize=...)",
-    "context": NO_CONTEXT,
-    "max_nbytes": "leave it out: arrays always travel through shared memory",
-    "memory_limit": "leave it out: workers share the memory of the machine",
-    "mmap_mode": "leave it out: blocks are read-only views of shared memory",
-    "mp_context": NO_CONTEXT,
-    "pre_dispatch": "write pool.map(f, items, buffersize=...)",
-    "prefer": _ENGINE,
-    "return_as": "write pool.map(f, items), or pool.imap_unordered(f, items), for an iterator",
-    "inner_max_num_threads": "write threads_per_worker=...",
-    "require": _ENGINE,
-    "scheduler": _ENGINE,
-    "temp_folder": "leave it out: arrays lie in shared memory",
-    "thread_name_prefix": "leave it out: workers have names of their own",
-    "timeout": "write task_timeout=..., or pass timeout= to result()",
-    "verbose": "write progress=True",
-}
+
+_ARGUMENTS: Final = frozenset({"args", "kwargs", "kwds"})
+_OF_VERBS: Final = frozenset(Options.__annotations__) | {"axis", "dtype", "out"}
+_CHECKED: Final = _ARGUMENTS | _OF_VERBS | frozenset(CALL_KEYWORDS)
+
+
+def check_call(method: str, func: Any, keywords: Iterable[str] = ()) -> None:
+    """Raise ``TypeError`` for a function that cannot be called, or for ``args=`` of a thread."""
+    check_callable(method, func, f": write {method}(f, x), not {method}(f(x))")
+    for name in _CHECKED.intersection(keywords) if keywords else ():
+        if not takes_keyword(func, name):
+            raise TypeError(f"{method}: the function has no {name}=; {_instead_of(name, method)}")
+
+
+def _instead_of(name: str, method: str) -> str:
+    """Return advice for a keyword that a method for calls does not have."""
+    if method == "submit" and name in _ARGUMENTS:
+        return (
+            "pass the arguments of the function as they are, as in submit(f, x, key=1), or write "
+            "pool.apply_async(f, args, kwds)"
+        )
+    if name in CALL_KEYWORDS:
+        return CALL_KEYWORDS[name]
+    if name in _OF_VERBS:
+        return f"parallel_map has it: write pool.parallel_map(f, items, {name}=...)"
+    return f"for a keyword of the function write functools.partial(f, {name}=...)"
+
+
+def names_keywords(method: Callable[P, R]) -> Callable[P, R]:
+    """Return a method whose error for a keyword that it lacks names the call to write.
+
+    A decorator around it hides its frames.
+    """
+    return with_keyword_advice(method, lambda name: _instead_of(name, method.__name__))
 
 
 def accepts_other_names(init: Callable[P, None]) -> Callable[P, None]:
@@ -82,11 +90,11 @@ def accepts_other_names(init: Callable[P, None]) -> Callable[P, None]:
         if len(args) > 2:  # noqa: PLR2004 - the pool and n_workers
             args = _name_positions(args, kwargs)
         for name in [name for name in kwargs if name not in _known(init)]:
-            if name not in _KEYWORDS:
+            if name not in POOL_KEYWORDS:
                 raise TypeError(
                     f"Pool() got an unexpected keyword argument {name!r}{_on_keyword(init, name)}"
                 )
-            other = _KEYWORDS[name]
+            other = POOL_KEYWORDS[name]
             if other in kwargs or (other == "n_workers" and len(args) > 1):
                 raise TypeError(f"Pool() got {other}= twice: {name}= means the same")
             value = kwargs.pop(name)
@@ -102,8 +110,8 @@ def _known(init: Callable[..., None]) -> tuple[str, ...]:
 
 
 def _on_keyword(init: Callable[..., None], name: str) -> str:
-    if name in _ADVICE_ON_KEYWORDS:
-        return f"; {_ADVICE_ON_KEYWORDS[name]}"
+    if name in NO_POOL_KEYWORDS:
+        return f"; {NO_POOL_KEYWORDS[name]}"
     close = closest(name, _known(init)[1:], 0.7)
     return f"; did you mean {close}=?" if close else f"; it takes {', '.join(_known(init)[1:])}"
 

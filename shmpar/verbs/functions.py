@@ -50,7 +50,7 @@ def special_parameters(func: Callable[..., Any], keywords: Mapping[str, Any]) ->
     elif not isinstance(func, np.ufunc):
         with contextlib.suppress(ValueError):  # Why: check_signature() reports this error.
             names.update(getattr(signature_of(func), "parameters", ()))
-            names = {name for name in names & _SPECIAL_PARAMETERS if _takes_keyword(func, name)}
+            names = {name for name in names & _SPECIAL_PARAMETERS if takes_keyword(func, name)}
     while isinstance(func, functools.partial):
         names -= set(func.keywords)
         func = func.func
@@ -99,6 +99,18 @@ def check_signature(
         )
 
 
+def check_callable(method: str, func: Any, remedy: str = "") -> None:
+    """Raise ``TypeError`` for a function that cannot be called; the message ends with `remedy`."""
+    code = getattr(func, "__code__", None)
+    of_joblib = getattr(code, "co_name", "") == "delayed_function"
+    # Why: a function of joblib's or Dask's `delayed` calls nothing.
+    if of_joblib or type(func).__module__ == "dask.delayed":
+        raise TypeError(f"{method}: leave delayed out: write {method}(f, ...), not delayed(f)")
+    if not callable(func):
+        kind = type(func).__name__
+        raise TypeError(f"{method}: the function comes first; {kind} is not callable{remedy}")
+
+
 def _advice_on(error: TypeError, func: Callable[..., Any]) -> str:
     """Return advice for an error of :func:`_refusal`."""
     if "unexpected keyword" in str(error):
@@ -121,15 +133,17 @@ def _refusal(
     return None
 
 
-def _takes_keyword(func: Callable[..., Any], name: str) -> bool:
-    """Return False if a decorator of the function takes no argument of this name."""
-    kinds = inspect.Parameter
-    signature = _own_signature(func)
-    if signature is None:
+def takes_keyword(func: Callable[..., Any], name: str) -> bool:
+    """Return whether a function, or its outermost decorator, takes an argument of this name."""
+    try:
+        signature = _own_signature(func)
+        if signature is not None:
+            signature.bind_partial(**{name: None})
+    except TypeError:
+        return False
+    except ValueError:  # Why: the call reports the error of a partial.
         return True
-    found = signature.parameters.values()
-    named = any(one.name == name and one.kind is not kinds.POSITIONAL_ONLY for one in found)
-    return named or any(one.kind is kinds.VAR_KEYWORD for one in found)
+    return True
 
 
 def _is_plain_function(func: Any) -> bool:

@@ -10,18 +10,18 @@ import os
 import re
 import threading
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from reprlib import repr as brief
 from typing import Any, Final, TypedDict, TypeVar
 
 import numpy as np
 
-from shmpar.errors import closest
 from shmpar.grid.axis import whole_number
 from shmpar.runtime.execution import Policy
 from shmpar.runtime.progress import Progress, observe
 from shmpar.tracebacks import hide_frames
 from shmpar.verbs.functions import signature_of
+from shmpar.verbs.other_names import suggestion
 
 
 class Options(TypedDict, total=False):
@@ -131,94 +131,6 @@ class Defaults(TypedDict):
     retries: int
     task_timeout: float | None
     check: bool
-
-
-_OTHER_NAMES = {
-    "block": "wait",
-    "block_shape": "chunks",
-    "block_size": "chunks",
-    "blocks": "chunks",
-    "blocksize": "chunks",
-    "border": "boundary",
-    "cache": "ledger",
-    "checkpoint": "ledger",
-    "chunk_size": "chunks",
-    "chunksize": "chunks",
-    "cval": "boundary",
-    "dim": "axis",
-    "errors": "on_error",
-    "extra_arguments": "kwargs",
-    "extra_keywords": "kwargs",
-    "fill": "fill_value",
-    "func_kwargs": "kwargs",
-    "halo": "depth",
-    "kwds": "kwargs",
-    "meta": "dtype",
-    "mode": "boundary",
-    "output": "out",
-    "overlap": "depth",
-    "padding": "depth",
-    "progress_bar": "progress",
-    "random_state": "seed",
-    "restart": "ledger",
-    "resume": "ledger",
-    "retry": "retries",
-    "size": "chunks",
-    "tile_size": "chunks",
-    "tiles": "chunks",
-    "timeout": "task_timeout",
-    "verbose": "progress",
-}
-_TO_LEAVE_OUT = {
-    "align_arrays": "the inputs of a call have the same chunks",
-    "allow_rechunk": "the inputs of a call have the same chunks",
-    "batch_size": "a worker takes about a millisecond of rows at a time",
-    "chunk_size": "a worker takes about a millisecond of rows at a time",
-    "chunksize": "a worker takes about a millisecond of rows at a time",
-    "concatenate": "each block arrives whole",
-    "enforce_ndim": "the shape of each result is checked",
-    "max_nbytes": "arrays always travel through shared memory",
-    "mmap_mode": "blocks are read-only views of shared memory",
-    "name": "a result is computed at once, and needs no name",
-    "pre_dispatch": "workers take their items themselves",
-    "return_as": "with wait=False, run.completed() yields results as they come",
-    "size": "a chunk is one row or item",
-    "split_every": "partial results are combined in one step",
-    "temp_folder": "arrays lie in shared memory",
-    "token": "a result is computed at once, and needs no name",
-}
-_OF_POOL = {
-    "backend": "engine",
-    "engine": "engine",
-    "max_workers": "n_workers",
-    "n_jobs": "n_workers",
-    "n_workers": "n_workers",
-    "num_workers": "n_workers",
-    "inner_max_num_threads": "threads_per_worker",
-    "prefer": "engine",
-    "processes": "n_workers",
-    "require": "engine",
-    "scheduler": "engine",
-    "workers": "n_workers",
-}
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return advice for an unknown keyword: the name that was meant, as far as that is clear.
-
-    Examples
-    --------
-    >>> suggestion("chunksize", ["axis", "chunks"])
-    '; did you mean chunks=?'
-    """
-    known, other = list(known), _OTHER_NAMES.get(name, "")
-    if close := other if other in known else closest(name, known):
-        return f"; did you mean {close}=?"
-    if name in _OF_POOL:
-        return f"; a pool has it: shmpar.Pool({_OF_POOL[name]}=...)"
-    if name in _TO_LEAVE_OUT:
-        return f"; leave it out: {_TO_LEAVE_OUT[name]}"
-    return ""
 
 
 def _explain_unknown(verb: str, name: str, value: Any, pool: object, func: Any) -> str:

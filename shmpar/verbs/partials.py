@@ -14,7 +14,8 @@ from shmpar.grid.grid import LEAST_BYTES
 from shmpar.plan import InBlocks, PerChunk
 from shmpar.verbs.arguments import as_input, blocks
 from shmpar.verbs.call import Call, Caller
-from shmpar.verbs.options import REDUCTION_OPTIONS, suggestion
+from shmpar.verbs.options import REDUCTION_OPTIONS
+from shmpar.verbs.other_names import suggestion
 from shmpar.verbs.outputs import OutputSpec, axes_tuple
 
 Array = np.ndarray[Any, Any]
