@@ -24,7 +24,18 @@ from shmpar.verbs.functions import signature_of
 from shmpar.verbs.other_names import suggestion
 
 
-class Options(TypedDict, total=False):
+class CommonOptions(TypedDict, total=False):
+    """Keywords of every verb except ``apply_along_axis``, and of every reduction."""
+
+    progress: Progress
+    on_error: str
+    fill_value: Any
+    retries: int
+    task_timeout: float | None
+    io_retries: int
+
+
+class Options(CommonOptions, total=False):
     """Keywords of every verb except ``apply_along_axis``.
 
     The defaults of `progress`, `on_error`, `retries` and `task_timeout` are those of the pool; the
@@ -71,28 +82,16 @@ class Options(TypedDict, total=False):
     """
 
     kwargs: Mapping[str, Any]
-    progress: Progress
-    on_error: str
-    fill_value: Any
-    retries: int
-    task_timeout: float | None
-    io_retries: int
     seed: int | Sequence[int] | None
     pass_out: bool
     ledger: str | os.PathLike[str] | None
     wait: bool
 
 
-class PassOptions(TypedDict, total=False):
+class PassOptions(CommonOptions, total=False):
     """Keywords of the verbs that pass over an array and return no blocks, as `histogram`."""
 
     chunks: Any
-    progress: Progress
-    on_error: str
-    fill_value: Any
-    retries: int
-    task_timeout: float | None
-    io_retries: int
 
 
 class ReductionOptions(PassOptions, total=False):
@@ -101,9 +100,7 @@ class ReductionOptions(PassOptions, total=False):
     keepdims: bool
 
 
-REDUCTION_OPTIONS: Final = (
-    "progress", "on_error", "fill_value", "retries", "task_timeout", "io_retries",
-)  # fmt: skip
+REDUCTION_OPTIONS: Final = tuple(CommonOptions.__annotations__)
 
 # Why a table: the verbs take them as ``**options``, and a signature shows their defaults.
 _DEFAULTS: Final[dict[str, Any]] = {

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from math import prod
 from reprlib import repr as brief
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -226,63 +226,50 @@ def _is_in_place(verb: str, given: Sequence[Given], arrays: Sequence[Any], allow
     files = [os.path.realpath(one.path) for one in given if isinstance(one, NewFile)]
     if len(set(files)) < len(files):
         raise ValueError(f"{verb}: two outputs are one file")
-    found = _is_store_in_place(verb, given, arrays, allowed)
-    arrays = [array for array in arrays if isinstance(array, np.ndarray)]
-    outputs = [array for array in given if isinstance(array, np.ndarray)]
-    for number, output in enumerate(outputs):
-        if any(_overlap(output, other) for other in outputs[:number]):
-            raise ValueError(f"{verb}: two outputs share memory")
-        for array in arrays:
-            if allowed and _is_same(output, array):
-                found = True
-            elif _overlap(output, array):
-                remedy = "another output" + allowed * ", or the very input to work in place"
-                raise ValueError(
-                    f"{verb}: out= (shape {output.shape}) shares memory with an input (shape "
-                    f"{array.shape}), so chunks would read the results of others; pass {remedy}"
-                )
-    return found
-
-
-def _is_store_in_place(
-    verb: str, given: Sequence[Given], arrays: Sequence[Any], allowed: bool
-) -> bool:
-    """Return whether an output is the store of an input; raise ``ValueError`` if that is wrong."""
-    if not any(isinstance(one, Store) for one in (*given, *arrays)):
-        return False
-    outputs = [one for one in given if isinstance(one, Store | np.ndarray)]
+    outputs = [one for one in given if isinstance(one, np.ndarray | Store)]
     found = False
     for number, output in enumerate(outputs):
         where = getattr(output, "where", f"shape {output.shape}")
-        if any(is_same_store(output, other) for other in outputs[:number]):
-            raise ValueError(f"{verb}: two outputs are one store ({where})")
+        for other in outputs[:number]:
+            if shared := _shared(output, other):
+                both = "share memory" if shared == _IN_MEMORY else f"are one store ({where})"
+                raise ValueError(f"{verb}: two outputs {both}")
         for array in arrays:
-            if not is_same_store(output, array):
+            if not (shared := _shared(output, array)):
                 continue
-            found = True
-            if not (allowed and has_axes_of(output, array)):
+            in_memory = shared == _IN_MEMORY
+            found = allowed and (_is_same if in_memory else has_axes_of)(output, array)
+            if not found:
+                shape = f" (shape {array.shape})" if in_memory else ""
+                or_same = ", or the very input to work in place" if in_memory and allowed else ""
                 raise ValueError(
-                    f"{verb}: out= ({where}) is the store of an input, so chunks would read the "
-                    "results of others; pass another output"
+                    f"{verb}: out= ({where}) {shared} an input{shape}, so chunks would read the "
+                    f"results of others; pass another output{or_same}"
                 )
     return found
 
 
 def check_apart(verb: str, outputs: Sequence[Array | Store], held: Iterable[Any]) -> None:
     """Raise ``ValueError`` if an array that the function holds is, or overlaps, an output."""
-    memory = [output for output in outputs if isinstance(output, np.ndarray)]
-    stores = [output for output in outputs if isinstance(output, Store)]
     for array in held:
-        if issubclass(type(array), np.ndarray):
-            shared = "shares memory with" if any(_overlap(one, array) for one in memory) else ""
-        else:
-            shared = "is the store of" if any(is_handle(one, array) for one in stores) else ""
-        if shared:
+        if shared := next(filter(None, (_shared(one, array) for one in outputs)), ""):
             raise ValueError(
                 f"{verb}: out= {shared} an array (shape {array.shape}) that the function holds or "
                 "gets as an item, so chunks would read the results of others; pass another output, "
                 "or a copy to the function"
             )
+
+
+_IN_MEMORY: Final = "shares memory with"
+
+
+def _shared(output: Any, other: Any) -> str:
+    """Return how an output and another object are the same array, as a verb; empty if not."""
+    if not issubclass(type(other), np.ndarray):
+        return "is the store of" if is_handle(output, other) else ""
+    if isinstance(output, np.ndarray):
+        return _IN_MEMORY if _overlap(output, other) else ""
+    return "is the store of" if is_same_store(output, other) else ""
 
 
 def _use_one_mapping(output: Array, arrays: list[Any]) -> None:
@@ -302,7 +289,7 @@ def _use_one_mapping(output: Array, arrays: list[Any]) -> None:
             arrays[number] = output
 
 
-def _is_same(one: Array, other: Array) -> bool:
+def _is_same(one: Any, other: Any) -> bool:
     same_place = address_of(one) == address_of(other) and one.strides == other.strides
     return same_place and one.shape == other.shape and one.dtype == other.dtype
 
