@@ -485,7 +485,6 @@ class Pool(Reductions, FirstGuesses, Executor):
         call.task = task
         return call
 
-    @hide_frames
     @names_keywords
     def map(
         self,

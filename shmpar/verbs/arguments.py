@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from reprlib import repr as brief
 from typing import Any, Final
@@ -24,7 +24,7 @@ from shmpar.runtime.error_texts import levels_to_user
 from shmpar.stores.recognise import wrap
 from shmpar.stores.store import Part, Store
 from shmpar.verbs.functions import signature_of
-from shmpar.verbs.labels import BlockLabels, RowLabels, read_labels, row_labels
+from shmpar.verbs.labels import BlockLabels, RowLabels, read_labels, row_labels, types_of
 
 Array = np.ndarray[Any, Any]
 Axes = tuple[int, ...]
@@ -69,15 +69,6 @@ class Inputs:
         if not isinstance(labels, BlockLabels):
             return tuple(options.values())
         return tuple([labels.numbered(option, given) for option, given in options.items()])
-
-    def placed(self, dropped: Any, new_axis: Any, out_chunks: Any) -> tuple[Any, Any, Any]:
-        """Return ``drop_axis``, ``new_axis`` and ``out_chunks``, with positions for names."""
-        if isinstance(new_axis, Iterator):  # Why: it can be read once.
-            new_axis = list(new_axis)
-        labels = self.labels
-        if not isinstance(labels, BlockLabels):
-            return dropped, new_axis, out_chunks
-        return labels.placed(dropped, new_axis, out_chunks)
 
     def add_halos(self, verb: str, depth: Any, boundary: Any) -> Halo | None:
         """Give each block its halo; return the halo of the results, None if no block has any.
@@ -420,18 +411,10 @@ def _rows(array: Any, axis: int) -> Any:
 
 def _rows_of_table(value: Any, axis: Any) -> Any:
     """Return the rows of a DataFrame, or the values of a Series; anything else as it is."""
-    if isinstance(value, np.ndarray | Store | Part) or not _is_table(type(value)):
+    # Why tables: their iteration would give the names of columns.
+    if not isinstance(value, types_of("pandas", "DataFrame", "Series", "Index")):
         return value
     values = value.to_numpy()
     if not values.dtype.hasobject:
         return values
     return list(values if axis in {0, -values.ndim} else np.moveaxis(values, axis, 0))
-
-
-def _is_table(kind: type) -> bool:
-    """Return whether a type is of pandas; its iteration would give the names of columns."""
-    names = {"DataFrame", "Series", "Index"}
-    return any(
-        one.__module__.partition(".")[0] == "pandas" and one.__name__ in names
-        for one in kind.__mro__
-    )

@@ -23,11 +23,10 @@ from shmpar.verbs.labels import read_labels
 from shmpar.verbs.options import Options, with_shared_text
 from shmpar.verbs.outputs import (
     OutputSpec,
-    axes_tuple,
     declared_shape,
     find_targets,
     place_blocks,
-    written_units,
+    read_axes,
 )
 from shmpar.worker.compute import ApplyAlongAxis
 
@@ -107,10 +106,7 @@ class BlockVerbs(Caller):
         out = find_targets("map_blocks", out)
         inputs = call.inputs = blocks("map_blocks", arrays, lambda: declared_shape(chunks, out))
         (chunks,) = inputs.numbered(chunks=chunks)
-        drop_axis, new_axis, out_chunks = inputs.placed(drop_axis, new_axis, out_chunks)
-        dropped = axes_tuple("drop_axis", drop_axis, len(inputs.shape))
-        if out is not None and out_chunks is None:
-            inputs.written = written_units(out, len(inputs.shape), dropped, new_axis)
+        dropped, new_axis, out_chunks = read_axes(inputs, out, drop_axis, new_axis, out_chunks)
         most = _UFUNC_BLOCK_BYTES if isinstance(func, np.ufunc) else BLOCK_BYTES
         grid = call.grid = inputs.cut(chunks, whole=dropped, most=most)
         # Why: without an input, only the chunk tells the function which shape to return.
@@ -285,13 +281,10 @@ class BlockVerbs(Caller):
         """
         call = self._call("map_overlap", func, options)
         inputs = call.inputs = blocks("map_overlap", arrays)
-        by_axis = inputs.numbered(chunks=chunks, depth=depth, boundary=boundary)
-        chunks, depth, boundary = by_axis
-        drop_axis, new_axis, out_chunks = inputs.placed(drop_axis, new_axis, out_chunks)
-        dropped = axes_tuple("drop_axis", drop_axis, len(inputs.shape))
+        given = inputs.numbered(chunks=chunks, depth=depth, boundary=boundary)
+        chunks, depth, boundary = given
         out = find_targets("map_overlap", out)
-        if out is not None and out_chunks is None:
-            inputs.written = written_units(out, len(inputs.shape), dropped, new_axis)
+        dropped, new_axis, out_chunks = read_axes(inputs, out, drop_axis, new_axis, out_chunks)
         call.cut_with_halo(chunks, depth, boundary, whole=dropped)
         if call.pass_out and call.halo is not None and trim:
             raise ValueError(

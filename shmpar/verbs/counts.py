@@ -149,11 +149,7 @@ class Counts(Partials):
         return counts, edges
 
     def bincount(
-        self,
-        array: Any,
-        weights: Any = None,
-        minlength: int = 0,
-        **options: Unpack[PassOptions],
+        self, array: Any, weights: Any = None, minlength: int = 0, **options: Unpack[PassOptions]
     ) -> Array:
         """Count the occurrences of each number, as :func:`numpy.bincount`.
 
@@ -217,7 +213,7 @@ class Counts(Partials):
         if factors is not None:
             call.inputs = blocks("bincount", (values, factors))
         least = _least_bytes(values, length)
-        parts = self._map(call, partial(_count, length=length), chunks, least=least)
+        parts = self._map(call, partial(np.bincount, minlength=length), chunks, least=least)
         counts: Array = np.add.reduce(parts, axis=0)
         return counts
 
@@ -287,10 +283,6 @@ def _least_bytes(values: Array, counts: int) -> int:
 
 def _extremes(block: Array) -> tuple[Any, Any]:
     return block.min(), block.max()
-
-
-def _count(block: Array, weights: Any = None, *, length: int) -> Array:
-    return np.bincount(block, weights, length)
 
 
 def _count_in_bins(block: Array, weights: Any = None, *, bins: Any, limits: Any) -> Array:

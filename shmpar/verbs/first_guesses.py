@@ -74,11 +74,9 @@ def _instead_of(name: str, method: str) -> str:
 
 
 def names_keywords(method: Callable[P, R]) -> Callable[P, R]:
-    """Return a method whose error for a keyword that it lacks names the call to write.
-
-    A decorator around it hides its frames.
-    """
-    return with_keyword_advice(method, lambda name: _instead_of(name, method.__name__))
+    """Return a method whose error for a keyword that it lacks names the call to write."""
+    advise = partial(_instead_of, method=method.__name__)
+    return hide_frames(with_keyword_advice(method, advise))
 
 
 def accepts_other_names(init: Callable[P, None]) -> Callable[P, None]:
@@ -168,7 +166,6 @@ class FirstGuesses:
         """
         return self.apply_async(func, args, kwds).result()
 
-    @hide_frames
     @names_keywords
     def apply_async(
         self,
@@ -198,7 +195,6 @@ class FirstGuesses:
         given = argument_tuple("args", "function", args)
         return _with_callbacks(self.submit(func, *given, **kwds), callback, error_callback)
 
-    @hide_frames
     @names_keywords
     def map_async(
         self,
@@ -245,7 +241,6 @@ class FirstGuesses:
         found: list[Any] = self.starmap_async(func, iterable, chunksize).result()
         return found
 
-    @hide_frames
     @names_keywords
     def starmap_async(
         self,
@@ -280,7 +275,6 @@ class FirstGuesses:
         batches = [self.submit(partial(batch, func), part) for part in _batched(iter(items), size)]
         return _with_callbacks(Batches(batches, call_name(func)), callback, error_callback)
 
-    @hide_frames
     @names_keywords
     def imap(
         self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int = 1
@@ -300,7 +294,6 @@ class FirstGuesses:
         """
         return self._results(func, iterable, chunksize, ordered=True)
 
-    @hide_frames
     @names_keywords
     def imap_unordered(
         self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int = 1
@@ -608,12 +601,13 @@ def unzipped(method: str, func: Callable[..., Any], items: Any) -> str:
 
 def _with_callbacks(future: PoolFuture, callback: Callback, error_callback: Callback) -> PoolFuture:
     def tell(future: Future[Any]) -> None:
-        error = None if future.cancelled() else future.exception()
-        if error is not None:
-            if error_callback is not None:
-                error_callback(error)
-        elif callback is not None and not future.cancelled():
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None and callback is not None:
             callback(future.result())
+        elif error is not None and error_callback is not None:
+            error_callback(error)
 
     if callback is not None or error_callback is not None:
         future.add_done_callback(tell)

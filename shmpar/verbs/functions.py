@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import inspect
 import itertools
 import sys
@@ -191,7 +192,7 @@ def _inspected(
 _cached_signature = functools.lru_cache(maxsize=256)(_inspected)
 
 
-def held_by(function: Any, values: Iterable[Any] = ()) -> list[Any]:
+def held_by(function: Any, values: Iterable[Any] = (), without: Any = None) -> list[Any]:
     """Return the objects that a function holds and that are sent with it, and the function.
 
     These are its closure, its defaults and attributes, and the globals that it names; also the
@@ -205,17 +206,20 @@ def held_by(function: Any, values: Iterable[Any] = ()) -> list[Any]:
         count: they are the caller's on engines in this process.
     values : iterable
         Its constant arguments.
+    without : object, optional
+        An object to leave out, with those that it holds.
 
     Notes
     -----
-    Objects behind the first 200 are left out, and those behind a compiled object.
+    Objects behind the first 200 are left out, and those that Python's garbage collector does not
+    see behind a compiled object.
 
     Examples
     --------
     >>> [type(one).__name__ for one in held_by(functools.partial(np.add, np.ones(3)))]
     ['partial', 'ndarray']
     """
-    todo, seen = [function, *values], dict[int, Any]()
+    todo, seen = [function, *values], {id(without): without}
     while todo and len(seen) < _MOST_HELD:
         one = todo.pop()
         kind = type(one)
@@ -225,9 +229,9 @@ def held_by(function: Any, values: Iterable[Any] = ()) -> list[Any]:
         if kind is types.FunctionType:
             todo += _held_by_function(one)
         elif kind is not np.ndarray:
-            with contextlib.suppress(Exception):  # Why: an attribute may raise anything.
+            with contextlib.suppress(Exception):  # Why: a list of the user's may raise anything.
                 todo += itertools.islice(_parts_of(one), _MOST_HELD)
-    return list(seen.values())
+    return [one for one in seen.values() if one is not without]
 
 
 def _held_by_function(function: types.FunctionType) -> list[Any]:
@@ -236,11 +240,8 @@ def _held_by_function(function: types.FunctionType) -> list[Any]:
         with contextlib.suppress(ValueError):  # Why: the variable is not bound yet.
             held.append(cell.cell_contents)
     space = function.__globals__
-    named = [
-        value
-        for name in global_names(function.__code__).read
-        if type(value := space.get(name)) not in _NOTHING_HELD
-    ]
+    found = [space.get(name) for name in global_names(function.__code__).read]
+    named = [one for one in (*found, *vars(function).values()) if type(one) not in _NOTHING_HELD]
     if named and is_pickled_by_name(function):
         named = [value for value in named if isinstance(value, np.ndarray)]
     if held or named:
@@ -250,24 +251,15 @@ def _held_by_function(function: types.FunctionType) -> list[Any]:
 
 
 def _parts_of(one: Any) -> Iterable[Any]:
-    """Return the objects that an object holds directly."""
+    """Return the objects that an object holds directly, without its class."""
     match one:
-        case functools.partial():
-            parts: Iterable[Any] = [one.func, *one.args, *one.keywords.values()]
-        case types.MethodType() | types.BuiltinMethodType():
-            parts = [getattr(one, "__func__", None), one.__self__]
         case list() | tuple() | set() | frozenset():
-            parts = one
+            return one
         case dict():
-            parts = one.values()
+            return one.values()
         case np.ndarray():
-            parts = ()
-        case _:
-            slots = getattr(type(one), "__slots__", ())
-            names = [slots] if isinstance(slots, str) else slots
-            attributes = [getattr(one, name, None) for name in names]
-            parts = [*attributes, *getattr(one, "__dict__", {}).values()]
-    return parts
+            return ()
+    return [part for part in gc.get_referents(one) if not issubclass(type(part), type)]
 
 
 def warn_of_random(where: str, held: Iterable[Any], remedy: str) -> None:

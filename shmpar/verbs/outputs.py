@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from reprlib import repr as brief
 from typing import Any, Final, NamedTuple
@@ -12,7 +12,7 @@ import numpy as np
 
 from shmpar.errors import format_count
 from shmpar.grid import Axis, Grid
-from shmpar.grid.axis import axis_number, per_axis, whole_number
+from shmpar.grid.axis import axes_tuple, output_axes, per_axis, whole_number
 from shmpar.memory.copying import is_masked, loses
 from shmpar.memory.layout import address_of, byte_bounds
 from shmpar.memory.locate import locate
@@ -21,7 +21,8 @@ from shmpar.runtime.outputs import Given, NewFile, NpyFile
 from shmpar.stores.store import Store, has_axes_of
 from shmpar.stores.targets import Target, ZarrPath, find_target, is_handle, is_same_store
 from shmpar.stores.units import check_one_writer
-from shmpar.verbs.arguments import Inputs
+from shmpar.verbs.arguments import Axes, Inputs
+from shmpar.verbs.labels import BlockLabels
 from shmpar.worker.environment import in_worker
 
 Array = np.ndarray[Any, Any]
@@ -157,20 +158,30 @@ def find_targets(verb: str, out: Any) -> Any:
     return find_target(verb, out) or out
 
 
-def written_units(
-    out: Any, ndim: int, drop: Sequence[int], new_axis: Any
-) -> list[tuple[Sequence[int | None], Store]]:
-    """Return the stores among the outputs, with the axes of the grid for their axes.
+def read_axes(
+    inputs: Inputs, out: Any, drop_axis: Any, new_axis: Any, out_chunks: Any
+) -> tuple[Axes, Any, Any]:
+    """Return ``drop_axis``, ``new_axis`` and ``out_chunks`` as positions; see to units of outputs.
 
     Parameters
     ----------
     out : object
         The result of :func:`find_targets`.
     """
-    axes = output_axes(ndim, drop, new_axis)
-    parts = out if isinstance(out, tuple) else (out,)
-    stores = [one.array for one in parts if isinstance(one, Target)]
-    return [(axes, one) for one in stores if isinstance(one, Store) and one.ndim == len(axes)]
+    if isinstance(new_axis, Iterator):  # Why: it can be read once.
+        new_axis = list(new_axis)
+    if isinstance(inputs.labels, BlockLabels):
+        drop_axis, new_axis, out_chunks = inputs.labels.placed(drop_axis, new_axis, out_chunks)
+    ndim = len(inputs.shape)
+    dropped = axes_tuple("drop_axis", drop_axis, ndim)
+    if out is not None and out_chunks is None:
+        axes = output_axes(ndim, dropped, new_axis)
+        parts = out if isinstance(out, tuple) else (out,)
+        stores = [one.array for one in parts if isinstance(one, Target)]
+        inputs.written = [
+            (axes, one) for one in stores if isinstance(one, Store) and one.ndim == len(axes)
+        ]
+    return dropped, new_axis, out_chunks
 
 
 def _parse_target(verb: str, out: Any) -> Target:
@@ -338,28 +349,6 @@ def check_stores(plan: Plan, given: Sequence[Given]) -> None:
             check_one_writer(plan, one.shape, one.unit, one.where.removeprefix("file://"))
 
 
-def _listed(axes: Any) -> list[Any]:
-    # Why: a single axis may be an array without axes, which has no items.
-    several = isinstance(axes, Iterable) and getattr(axes, "ndim", 1) > 0
-    return list(axes) if several else [axes]
-
-
-def axes_tuple(name: str, axes: Any, ndim: int) -> tuple[int, ...]:
-    """Read an axis or a sequence of axes, which may count from the end.
-
-    Examples
-    --------
-    >>> axes_tuple("drop_axis", [-1, 0], 3)
-    (0, 2)
-    """
-    if axes is None:
-        return ()
-    found = sorted(axis_number(axis, ndim, name) for axis in _listed(axes))
-    if len(set(found)) != len(found):
-        raise ValueError(f"{name}: {axes} names an axis twice")
-    return tuple(found)
-
-
 def declared_shape(chunks: Any, out: Any) -> tuple[int, ...] | None:
     """Return the shape that ``chunks=`` or ``out=`` gives to a call without an array.
 
@@ -375,22 +364,6 @@ def declared_shape(chunks: Any, out: Any) -> tuple[int, ...] | None:
     first = out[0] if isinstance(out, tuple) and out else out
     first = first.array if isinstance(first, Target) else first
     return first.shape if isinstance(first, np.ndarray | Store) and first.ndim else None
-
-
-def output_axes(ndim: int, drop: Sequence[int], new_axis: Any) -> list[int | None]:
-    """Return for each axis of the output the axis of the grid; None for a new one.
-
-    Examples
-    --------
-    >>> output_axes(3, (1,), 0)
-    [None, 0, 2]
-    """
-    axes: list[int | None] = [axis for axis in range(ndim) if axis not in drop]
-    if new_axis is not None:
-        added = _listed(new_axis)
-        for axis in axes_tuple("new_axis", added, len(axes) + len(added)):
-            axes.insert(axis, None)
-    return axes
 
 
 def place_blocks(
