@@ -15,11 +15,11 @@ import numpy as np
 from shmpar.grid import BLOCK_BYTES
 from shmpar.grid.axis import whole_number
 from shmpar.plan import Along, InBlocks, Items, PerChunk, PerItem
-from shmpar.verbs.arguments import as_input, blocks, items
+from shmpar.verbs.arguments import blocks, items
 from shmpar.verbs.call import Caller
 from shmpar.verbs.first_guesses import unzipped
 from shmpar.verbs.functions import check_callable, check_signature
-from shmpar.verbs.labels import read_labels
+from shmpar.verbs.labels import BlockLabels
 from shmpar.verbs.options import Options, with_shared_text
 from shmpar.verbs.outputs import (
     OutputSpec,
@@ -344,18 +344,16 @@ class BlockVerbs(Caller):
         check_signature(verb, func1d, 1 + len(args), kwargs, frozenset())
         if np.ndim(axis):
             raise TypeError(f"{verb}: the axis comes second: write {verb}(func1d, axis, arr)")
-        (values,), labels = read_labels(verb, (arr,))
-        axis = axis if labels is None else labels.axes("axis", axis)
+        inputs = blocks(verb, (arr,))
+        (array,), labels = inputs.arrays, inputs.labels
+        axis = labels.axes("axis", axis) if isinstance(labels, BlockLabels) else axis
         axis = whole_number(axis, f"{verb}: axis={axis!r}")
-        array = as_input(values, verb)
         if array.size == 0 or not -array.ndim <= axis < array.ndim:
             return np.apply_along_axis(func1d, axis, array[...], *args, **kwargs)
         axis %= array.ndim
         call = self._call(verb, ApplyAlongAxis(func1d, axis, args, kwargs), {})
-        call.inputs = blocks(verb, (array,))
-        call.inputs.labels = labels
-        call.grid = call.inputs.cut("auto", whole=(axis,))
-        call.placement = Along(axis)
+        call.inputs, call.placement = inputs, Along(axis)
+        call.grid = inputs.cut("auto", whole=(axis,))
         call.output = OutputSpec(is_tuple=False)
         return self._run(call)
 

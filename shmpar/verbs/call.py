@@ -190,14 +190,14 @@ class Call:
         """
         values = self.inputs.values
         constants = [values[one.value] for one in plan.arguments if isinstance(one, Whole)]
-        default = default_of(self.func, "rng") if "rng" in plan.special_parameters else None
-        held = held_by(self.func, [*self.keywords.values(), *constants], default)
+        held = held_by(self.func, [*self.keywords.values(), *constants])
         outputs = [one for one in self.output.given or () if isinstance(one, np.ndarray | Store)]
         if outputs:
             items = [values[one.value] for one in plan.arguments if isinstance(one, Items)]
             check_apart(self.verb, outputs, itertools.chain(held, *items))
+        default = default_of(self.func, "rng") if "rng" in plan.special_parameters else None
         remedy = "name a parameter of the function rng: each chunk gets a random stream of its own"
-        warn_of_random(self.verb, held, remedy)
+        warn_of_random(self.verb, (one for one in held if one is not default), remedy)
 
     def _advise(self) -> str:
         """Return the remedy, or advice if the last argument looks like ``chunks=``."""

@@ -25,6 +25,7 @@ from shmpar.tracebacks import delivering, hide_frames, hiding
 from shmpar.verbs.functions import (
     check_callable,
     held_by,
+    refusal,
     signature_of,
     takes_keyword,
     warn_of_random,
@@ -589,14 +590,9 @@ def unzipped(method: str, func: Callable[..., Any], items: Any) -> str:
     ''
     """
     remedy = next((text for kind, text in _TUPLES.items() if isinstance(items, kind)), None)
-    signature = None if remedy is None else signature_of(func)
-    if remedy is None or signature is None:
+    if remedy is None or refusal(signature_of(func), 1, {}) is None:
         return ""
-    try:
-        signature.bind(None)
-    except TypeError:
-        return f"; {remedy.format(method=method)}"
-    return ""
+    return f"; {remedy.format(method=method)}"
 
 
 def _with_callbacks(future: PoolFuture, callback: Callback, error_callback: Callback) -> PoolFuture:

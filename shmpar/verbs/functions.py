@@ -10,6 +10,7 @@ import itertools
 import sys
 import types
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -85,12 +86,12 @@ def check_signature(
         return
     given = {**keywords, **dict.fromkeys(special)}
     try:
-        error = _refusal(signature_of(func), count, given)
+        error = refusal(signature_of(func), count, given)
         if error is not None:
             # Why: a decorator may supply an argument that the function beneath it names. One in C
             # has no signature of its own, and supplies none (np.sum, functools.lru_cache).
-            own = _own_signature(func)
-            error = error if own is None else _refusal(own, count, given)
+            own = _inspected(func, follow_wrapped=False)
+            error = error if own is None else refusal(own, count, given)
     except ValueError as wrong:
         raise TypeError(f"{verb}: {wrong}") from None
     if error is not None:
@@ -122,7 +123,7 @@ def _advice_on(error: TypeError, func: Callable[..., Any]) -> str:
     return f"; pass its other parameters in kwargs={or_out}"
 
 
-def _refusal(
+def refusal(
     signature: inspect.Signature | None, count: int, keywords: Mapping[str, Any]
 ) -> TypeError | None:
     """Return the error of a call with `count` arguments and these keywords, None without one."""
@@ -137,7 +138,7 @@ def _refusal(
 def takes_keyword(func: Callable[..., Any], name: str) -> bool:
     """Return whether a function, or its outermost decorator, takes an argument of this name."""
     try:
-        signature = _own_signature(func)
+        signature = _inspected(func, follow_wrapped=False)
         if signature is not None:
             signature.bind_partial(**{name: None})
     except TypeError:
@@ -173,14 +174,10 @@ def signature_of(func: Callable[..., Any]) -> inspect.Signature | None:
     return _cached_signature(func) if is_importable(func) else _inspected(func)
 
 
-def _own_signature(func: Callable[..., Any]) -> inspect.Signature | None:
-    """Return the signature of the outermost decorator; as :func:`signature_of` otherwise."""
-    return _inspected(func, follow_wrapped=False)
-
-
 def _inspected(
     func: Callable[..., Any], *, follow_wrapped: bool = True
 ) -> inspect.Signature | None:
+    """Return the signature of a function, or that of its outermost decorator."""
     try:
         return inspect.signature(func, follow_wrapped=follow_wrapped)
     except (TypeError, ValueError) as error:
@@ -192,7 +189,7 @@ def _inspected(
 _cached_signature = functools.lru_cache(maxsize=256)(_inspected)
 
 
-def held_by(function: Any, values: Iterable[Any] = (), without: Any = None) -> list[Any]:
+def held_by(function: Any, values: Iterable[Any] = ()) -> list[Any]:
     """Return the objects that a function holds and that are sent with it, and the function.
 
     These are its closure, its defaults and attributes, and the globals that it names; also the
@@ -206,20 +203,17 @@ def held_by(function: Any, values: Iterable[Any] = (), without: Any = None) -> l
         count: they are the caller's on engines in this process.
     values : iterable
         Its constant arguments.
-    without : object, optional
-        An object to leave out, with those that it holds.
 
     Notes
     -----
-    Objects behind the first 200 are left out, and those that Python's garbage collector does not
-    see behind a compiled object.
+    Objects behind the first 200 are left out, and those behind a compiled object.
 
     Examples
     --------
     >>> [type(one).__name__ for one in held_by(functools.partial(np.add, np.ones(3)))]
-    ['partial', 'ndarray']
+    ['partial', 'dict', 'tuple', 'ndarray']
     """
-    todo, seen = [function, *values], {id(without): without}
+    todo, seen = [function, *values], dict[int, Any]()
     while todo and len(seen) < _MOST_HELD:
         one = todo.pop()
         kind = type(one)
@@ -231,7 +225,7 @@ def held_by(function: Any, values: Iterable[Any] = (), without: Any = None) -> l
         elif kind is not np.ndarray:
             with contextlib.suppress(Exception):  # Why: a list of the user's may raise anything.
                 todo += itertools.islice(_parts_of(one), _MOST_HELD)
-    return [one for one in seen.values() if one is not without]
+    return list(seen.values())
 
 
 def _held_by_function(function: types.FunctionType) -> list[Any]:
@@ -253,13 +247,19 @@ def _held_by_function(function: types.FunctionType) -> list[Any]:
 def _parts_of(one: Any) -> Iterable[Any]:
     """Return the objects that an object holds directly, without its class."""
     match one:
-        case list() | tuple() | set() | frozenset():
+        case list() | tuple() | set() | frozenset() | deque():
             return one
         case dict():
             return one.values()
         case np.ndarray():
             return ()
-    return [part for part in gc.get_referents(one) if not issubclass(type(part), type)]
+        case functools.partial() | types.MethodType() | types.BuiltinMethodType():
+            return gc.get_referents(one)
+    if isinstance(vars(type(one)).get("__module__"), str):  # Why: a class of Python has a name.
+        return [part for part in gc.get_referents(one) if not issubclass(type(part), type)]
+    return getattr(
+        one, "__dict__", {}
+    ).values()  # Why: a compiled one may hold its module's globals.
 
 
 def warn_of_random(where: str, held: Iterable[Any], remedy: str) -> None:
