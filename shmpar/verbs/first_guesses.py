@@ -31,7 +31,7 @@ from shmpar.verbs.functions import (
     warn_of_random,
 )
 from shmpar.verbs.options import Options
-from shmpar.verbs.other_names import CALL_KEYWORDS, NO_POOL_KEYWORDS, POOL_KEYWORDS, advice
+from shmpar.verbs.other_names import CALL_KEYWORDS, NO_POOL_KEYWORDS, POOL_KEYWORDS, advice, look_up
 from shmpar.worker.items import each, each_star
 
 P = ParamSpec("P")
@@ -49,7 +49,7 @@ _AHEAD: Final = 64  # batches per worker that are read from an iterable without 
 
 _ARGUMENTS: Final = frozenset({"args", "kwargs", "kwds"})
 _OF_VERBS: Final = frozenset(Options.__annotations__) | {"axis", "dtype", "out"}
-_CHECKED: Final = _ARGUMENTS | _OF_VERBS | frozenset(CALL_KEYWORDS)
+_CHECKED: Final = _ARGUMENTS | _OF_VERBS | frozenset(" ".join(CALL_KEYWORDS).split())
 
 
 def check_call(method: str, func: Any, keywords: Iterable[str] = ()) -> None:
@@ -67,8 +67,8 @@ def _instead_of(name: str, method: str) -> str:
             "pass the arguments of the function as they are, as in submit(f, x, key=1), or write "
             "pool.apply_async(f, args, kwds)"
         )
-    if name in CALL_KEYWORDS:
-        return CALL_KEYWORDS[name]
+    if text := look_up(CALL_KEYWORDS, name):
+        return text
     if name in _OF_VERBS:
         return f"parallel_map has it: write pool.parallel_map(f, items, {name}=...)"
     return f"for a keyword of the function write functools.partial(f, {name}=...)"
@@ -89,11 +89,11 @@ def accepts_other_names(init: Callable[P, None]) -> Callable[P, None]:
         if len(args) > 2:  # noqa: PLR2004 - the pool and n_workers
             args = _name_positions(args, kwargs)
         for name in [name for name in kwargs if name not in _known(init)]:
-            if name not in POOL_KEYWORDS:
+            other = look_up(POOL_KEYWORDS, name)
+            if not other:
                 raise TypeError(
                     f"Pool() got an unexpected keyword argument {name!r}{_on_keyword(init, name)}"
                 )
-            other = POOL_KEYWORDS[name]
             if other in kwargs or (other == "n_workers" and len(args) > 1):
                 raise TypeError(f"Pool() got {other}= twice: {name}= means the same")
             value = kwargs.pop(name)
@@ -109,8 +109,8 @@ def _known(init: Callable[..., None]) -> tuple[str, ...]:
 
 
 def _on_keyword(init: Callable[..., None], name: str) -> str:
-    if name in NO_POOL_KEYWORDS:
-        return f"; {NO_POOL_KEYWORDS[name]}"
+    if text := look_up(NO_POOL_KEYWORDS, name):
+        return f"; {text}"
     close = closest(name, _known(init)[1:], 0.7)
     return f"; did you mean {close}=?" if close else f"; it takes {', '.join(_known(init)[1:])}"
 

@@ -106,24 +106,20 @@ def parse_output(
             f"{verb}: out= has {format_count(len(given), 'array')}, and dtype= has "
             f"{format_count(len(declared), 'dtype')}; pass one dtype per array, or none"
         )
-    pairs = list(zip(given, declared, strict=True))
-    found = tuple([due if isinstance(array, NewFile) else array.dtype for array, due in pairs])
-    for actual, due in zip(found, declared, strict=True):
-        if due is not None and due != actual:
-            raise ValueError(f"{verb}: out= has dtype {actual}, dtype= says {due}")
-    for one in targets:
+    found, named = [], []
+    for one, due in zip(targets, declared, strict=True):
+        dtype = due if isinstance(one.array, NewFile) else one.array.dtype
+        if due is not None and due != dtype:
+            raise ValueError(f"{verb}: out= has dtype {dtype}, dtype= says {due}")
         # Why in workers: these map an input a second time.
         if isinstance(one.array, np.ndarray) and (one.user is not None or in_worker()):
             _use_one_mapping(one.array, arrays)
-    in_place = _is_in_place(verb, given, arrays, in_place)
-    users = tuple([one.user for one in targets])
-    named = tuple(
-        [
-            due if one.is_path else dtype
-            for one, due, dtype in zip(targets, declared, found, strict=True)
-        ]
-    )
-    return OutputSpec(given, found, is_tuple, in_place=in_place, users=users, named=named)
+        found.append(dtype)
+        named.append(due if one.is_path else dtype)
+    return OutputSpec(
+        given, tuple(found), is_tuple, in_place=_is_in_place(verb, given, arrays, in_place),
+        users=tuple([one.user for one in targets]), named=tuple(named),
+    )  # fmt: skip
 
 
 def _entries(name: str, value: Any) -> tuple[Any, ...]:
