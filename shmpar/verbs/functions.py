@@ -29,13 +29,6 @@ _NOTHING_HELD: Final = frozenset(
     {type(None), bool, int, float, complex, str, bytes, range, type, types.ModuleType, np.ufunc}
 )
 
-_RANDOM: Final = (
-    ("numpy.random", "Generator"),
-    ("numpy.random", "RandomState"),
-    ("numpy.random", "BitGenerator"),
-    ("random", "Random"),
-)
-
 
 def special_parameters(func: Callable[..., Any], keywords: Mapping[str, Any]) -> Names:
     """Return those of ``block_id``, ``block_info`` and ``rng`` that are parameters of `func`.
@@ -262,14 +255,18 @@ def _parts_of(one: Any) -> Iterable[Any]:
     ).values()  # Why: a compiled one may hold its module's globals.
 
 
+def types_of(library: str, *names: str) -> tuple[Any, ...]:
+    """Return classes of a library, for ``isinstance``; empty if the library is not imported."""
+    # Why a default: the library may be in the midst of its import.
+    return tuple([getattr(sys.modules.get(library), name, ()) for name in names])
+
+
 def warn_of_random(where: str, held: Iterable[Any], remedy: str) -> None:
     """Warn once if there is a random generator among the objects that a function holds."""
+    kinds = types_of("numpy.random", "Generator", "RandomState", "BitGenerator")
+    kinds += types_of("random", "Random")
     for one in held:
-        if type(one) is types.FunctionType or type(one) is np.ndarray:
-            continue
-        # Why: without its module, which takes long to import, there is no generator.
-        kinds = [getattr(sys.modules[name], kind) for name, kind in _RANDOM if name in sys.modules]
-        if issubclass(type(one), tuple(kinds)) and type(one).__name__ != "SystemRandom":
+        if issubclass(type(one), kinds) and type(one).__name__ != "SystemRandom":
             text = (
                 f"{where}: the function holds a {type(one).__name__}. Each worker process gets a "
                 f"copy in the same state, so its numbers repeat; {remedy}"

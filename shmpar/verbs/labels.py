@@ -19,6 +19,7 @@ from shmpar.grid import Axis
 from shmpar.grid.axis import axes_tuple, output_axes
 from shmpar.plan import Along, InBlocks, PerChunk, Plan
 from shmpar.stores.recognise import wrap
+from shmpar.verbs.functions import types_of
 
 Array = np.ndarray[Any, Any]
 Names = tuple[Hashable, ...]
@@ -232,12 +233,6 @@ class RowLabels:
         # As DataFrame.apply(raw=True) of pandas.
         same = self.columns is not None and len(self.columns) == values.shape[1]
         return pandas.DataFrame(values, self.index, self.columns if same else None, copy=False)
-
-
-def types_of(library: str, *names: str) -> tuple[Any, ...]:
-    """Return classes of a library, for ``isinstance``; empty if the library is not imported."""
-    # Why a default: the library may be in the midst of its import.
-    return tuple([getattr(sys.modules.get(library), name, ()) for name in names])
 
 
 def read_labels(verb: str, given: Sequence[Any]) -> tuple[Sequence[Any], BlockLabels | None]:

@@ -278,14 +278,7 @@ class Quantiles(Partials):
         return self._selected(of_array, finish, array, axis, options, ndim=len(shape))
 
     def _selected(
-        self,
-        whole: Any,
-        finish: Finish,
-        array: Any,
-        axis: Any,
-        options: Any,
-        *,
-        ndim: int = 0,
+        self, whole: Any, finish: Finish, array: Any, axis: Any, options: Any, *, ndim: int = 0
     ) -> Any:
         """Reduce each line along the axes to a result of `ndim` axes, which come first."""
         chunks, keepdims = options.pop("chunks", "auto"), options.pop("keepdims", False)
@@ -365,10 +358,11 @@ def _sample(block: Array, keep: Keep) -> tuple[int, int, Array, Array, bool]:
         # Why a seed: a pass that is repeated for a lost worker takes the same elements.
         rng, count = np.random.default_rng(len(values)), max(_WHOLE, len(values) // _SAMPLED)
         chosen = values[rng.integers(0, len(values), count)]
-    some = chosen[~np.isnan(chosen)] if nans else chosen
-    if not len(some):  # Why: a random sample may have NaN alone.
-        some = values[~np.isnan(values)]
-    return nans, size, some, np.full(len(some), size / max(len(some), 1)), is_whole
+    if nans:
+        some = chosen[~np.isnan(chosen)]
+        # Why: a random sample may have NaN alone.
+        chosen = some if len(some) else values[~np.isnan(values)]
+    return nans, size, chosen, np.full(len(chosen), size / max(len(chosen), 1)), is_whole
 
 
 def _around(block: Array, keep: Keep, limits: Sequence[tuple[Any, Any]]) -> list[Any]:
