@@ -335,7 +335,8 @@ def _with(grid: Grid, lengths: dict[int, int]) -> Grid:
 
 def _compared(block: Array, keep: Keep, compare: Any, limit: Any) -> Array:
     values = keep(block)
-    found: Array = values[compare(values, limit)]
+    with np.errstate(invalid="ignore"):  # Why: of complex NaN.
+        found: Array = values[compare(values, limit)]
     return found
 
 
@@ -372,8 +373,9 @@ def _around(block: Array, keep: Keep, limits: Sequence[tuple[Any, Any]]) -> list
     """
     values, found = keep(block), []
     for low, high in limits:
-        below = int(np.count_nonzero(values < low))
-        near = values[(values >= low) & (values <= high)]
+        with np.errstate(invalid="ignore"):  # Why: of complex NaN.
+            below = int(np.count_nonzero(values < low))
+            near = values[(values >= low) & (values <= high)]
         up_to = below + int(np.count_nonzero(near == low))
         found.append((below, up_to, below + len(near), near[(near > low) & (near < high)]))
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,15 @@ def test_a_selection_takes_few_passes(
     got = pool.percentile(values, [1, 50, 99], chunks=9_000)
     same(got, np.percentile(values, [1, 50, 99]))
     assert len(passes) == (1 if order == "bytes" else 2)
+
+
+def test_complex_numbers_among_nan_give_no_warning(serial: shmpar.Pool) -> None:
+    """A comparison with a complex NaN warns, which the median of NumPy does not do."""
+    values = np.random.default_rng(2).normal(size=12_000).astype("c16")
+    values[::7] = np.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same(serial.nanmedian(values, chunks=6_000), np.nanmedian(values))
 
 
 def test_many_quantiles_are_taken_in_parts(
