@@ -23,7 +23,7 @@ from shmpar.plan import SMALLER_WINDOW, Argument, Blocks, Items, Rows, Whole
 from shmpar.runtime.error_texts import levels_to_user
 from shmpar.stores.recognise import wrap
 from shmpar.stores.store import Part, Store
-from shmpar.verbs.functions import signature_of, types_of
+from shmpar.verbs.functions import parameters_of, types_of
 from shmpar.verbs.labels import BlockLabels, RowLabels, read_labels, row_labels
 
 Array = np.ndarray[Any, Any]
@@ -381,7 +381,7 @@ def items(
 
 def _named(func: Callable[..., Any] | None, position: int, value: Any) -> str:
     """Return the dict with the name of the parameter that a value was meant for, as text."""
-    parameters = [] if func is None else list(getattr(signature_of(func), "parameters", ()))
+    parameters = [] if func is None else list(parameters_of(func))
     if position >= len(parameters):
         return ""
     return f"{{{parameters[position]!r}: {brief(value)}}}"

@@ -590,9 +590,10 @@ def unzipped(method: str, func: Callable[..., Any], items: Any) -> str:
     ''
     """
     remedy = next((text for kind, text in _TUPLES.items() if isinstance(items, kind)), None)
-    if remedy is None or refusal(signature_of(func), 1, {}) is None:
-        return ""
-    return f"; {remedy.format(method=method)}"
+    with contextlib.suppress(ValueError):  # Why: the call reports the error of a partial.
+        if remedy is not None and refusal(signature_of(func), 1, {}) is not None:
+            return f"; {remedy.format(method=method)}"
+    return ""
 
 
 def _with_callbacks(future: PoolFuture, callback: Callback, error_callback: Callback) -> PoolFuture:

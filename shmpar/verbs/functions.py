@@ -43,19 +43,19 @@ def special_parameters(func: Callable[..., Any], keywords: Mapping[str, Any]) ->
         code = func.__code__
         names.update(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
     elif not isinstance(func, np.ufunc):
-        with contextlib.suppress(ValueError):  # Why: check_signature() reports this error.
-            names.update(getattr(signature_of(func), "parameters", ()))
-            names = {name for name in names & _SPECIAL_PARAMETERS if takes_keyword(func, name)}
+        found = _SPECIAL_PARAMETERS.intersection(parameters_of(func))
+        names.update(name for name in found if takes_keyword(func, name))
     while isinstance(func, functools.partial):
         names -= set(func.keywords)
         func = func.func
     return _SPECIAL_PARAMETERS.intersection(names).difference(keywords)
 
 
-def default_of(func: Callable[..., Any], name: str) -> Any:
-    """Return the default of a parameter, None if there is none."""
-    parameters = getattr(signature_of(func), "parameters", {})
-    return getattr(parameters.get(name), "default", None)
+def parameters_of(func: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a function by their names; none if they are not known."""
+    with contextlib.suppress(ValueError):  # Why: check_signature() reports this error.
+        return getattr(signature_of(func), "parameters", {})
+    return {}
 
 
 def check_signature(
@@ -109,7 +109,7 @@ def check_callable(method: str, func: Any, remedy: str = "") -> None:
 def _advice_on(error: TypeError, func: Callable[..., Any]) -> str:
     """Return advice for an error of :func:`_refusal`."""
     if "unexpected keyword" in str(error):
-        return f"; it takes {', '.join(getattr(signature_of(func), 'parameters', ()))}"
+        return f"; it takes {', '.join(parameters_of(func))}"
     if "'task'" in str(error):
         return "; write pool.submit(f, x), which alone passes a task"
     or_out = ", or out by pass_out=True" if "'out'" in str(error) else ""

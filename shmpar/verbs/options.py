@@ -20,7 +20,7 @@ from shmpar.grid.axis import whole_number
 from shmpar.runtime.execution import Policy
 from shmpar.runtime.progress import Progress, observe
 from shmpar.tracebacks import hide_frames
-from shmpar.verbs.functions import signature_of
+from shmpar.verbs.functions import parameters_of
 from shmpar.verbs.other_names import suggestion
 
 
@@ -144,7 +144,7 @@ def _explain_unknown(verb: str, name: str, value: Any, pool: object, func: Any) 
     if not found and (takers := [one for one, parameters in own.items() if name in parameters]):
         found = f"; {' and '.join(takers)} take{'s' * (len(takers) == 1)} {name}="
     # Why: only a keyword that the function names, or that is like none of ours, can be meant so.
-    is_its_own = name in getattr(signature_of(func), "parameters", ())
+    is_its_own = name in parameters_of(func)
     return text + found + of_function * (is_its_own or not found)
 
 
