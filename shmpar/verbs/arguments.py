@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -126,7 +127,7 @@ class Inputs:
             pairs = zip(given, axes, strict=True)
             return [parse(one, n, f"{name}[{k}]") if n else () for k, (one, n) in enumerate(pairs)]
         # Why: only ints and strings are keys of a cache, since 0.0 is equal to -0.0.
-        read = _cached_sides if type(given) in {int, str} else _sides
+        read = _cached_sides if type(given) in {int, str} else operator.call
         shared = read(parse, given, len(self.shape))
         # Why: inputs broadcast from the last axis.
         return [shared[len(shared) - n :] for n in axes]
@@ -169,11 +170,7 @@ class Inputs:
 _cached_cut = functools.lru_cache(maxsize=64)(Grid.cut)
 
 
-def _sides(parse: Callable[..., Any], given: Any, ndim: int) -> Any:
-    return parse(given, ndim)
-
-
-_cached_sides = functools.lru_cache(maxsize=64)(_sides)
+_cached_sides = functools.lru_cache(maxsize=64)(operator.call)
 
 
 def as_input(value: Any, verb: str) -> Array:

@@ -1,6 +1,6 @@
 """The verbs of blocks, and the verb of rows and items.
 
-For :meth:`RowVerbs.parallel_map` the first argument decides: an ndarray gives rows, and their
+For :meth:`Verbs.parallel_map` the first argument decides: an ndarray gives rows, and their
 results make an array. Anything else gives items, and their results make a list, unless the call
 declares an array.
 """
@@ -35,8 +35,8 @@ _UFUNC_BLOCK_BYTES: Final = 8 << 20
 
 
 @with_shared_text
-class BlockVerbs(Caller):
-    """Gives a pool the verbs of blocks."""
+class Verbs(Caller):
+    """Gives a pool the verbs of blocks, and the verb of rows and items."""
 
     def map_blocks(  # noqa: PLR0913 - the contract
         self,
@@ -356,11 +356,6 @@ class BlockVerbs(Caller):
         call.grid = inputs.cut("auto", whole=(axis,))
         call.output = OutputSpec(is_tuple=False)
         return self._run(call)
-
-
-@with_shared_text
-class RowVerbs(Caller):
-    """Gives a pool the verb of rows and items."""
 
     def parallel_map(
         self,

@@ -217,7 +217,8 @@ class FirstGuesses:
         ...     pool.map_async(abs, [-1, 2, -3]).get()
         [1, 2, 3]
         """
-        return self._all("map_async", func, each, iterable, chunksize, callback, error_callback)
+        found = self._all("map_async", func, each, iterable, chunksize)
+        return _with_callbacks(found, callback, error_callback)
 
     @delivering
     @names_keywords
@@ -252,17 +253,11 @@ class FirstGuesses:
         error_callback: Callback = None,
     ) -> Any:
         """Return a future of the results of :meth:`starmap`, as :meth:`map_async`."""
-        return self._all("starmap", func, each_star, iterable, chunksize, callback, error_callback)
+        found = self._all("starmap", func, each_star, iterable, chunksize)
+        return _with_callbacks(found, callback, error_callback)
 
-    def _all(  # noqa: PLR0913, PLR0917 - the arguments of a method of multiprocessing
-        self,
-        method: str,
-        func: Callable[..., Any],
-        batch: Callable[..., Any],
-        iterable: Iterable[Any],
-        chunksize: int | None,
-        callback: Callback,
-        error_callback: Callback,
+    def _all(
+        self, method: str, func: Any, batch: Any, iterable: Any, chunksize: int | None
     ) -> PoolFuture:
         _check_batches(method, func)
         items = list(_items(method, iterable))
@@ -274,7 +269,7 @@ class FirstGuesses:
         share = max(1, -(-len(items) // (4 * self._places())))
         size = positive_number(share if chunksize is None else chunksize, "chunksize")
         batches = [self.submit(partial(batch, func), part) for part in _batched(iter(items), size)]
-        return _with_callbacks(Batches(batches, call_name(func)), callback, error_callback)
+        return Batches(batches, call_name(func))
 
     @names_keywords
     def imap(

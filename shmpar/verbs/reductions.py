@@ -19,7 +19,7 @@ import numpy as np
 
 from shmpar.runtime.error_texts import levels_to_user
 from shmpar.verbs.arguments import as_input
-from shmpar.verbs.blocks import BlockVerbs, RowVerbs
+from shmpar.verbs.blocks import Verbs
 from shmpar.verbs.counts import Counts
 from shmpar.verbs.labels import with_axis_names
 from shmpar.verbs.options import ReductionOptions, with_shared_text
@@ -31,7 +31,7 @@ Array = np.ndarray[Any, Any]
 
 @with_axis_names
 @with_shared_text
-class Reductions(Quantiles, Counts, BlockVerbs, RowVerbs):
+class Reductions(Quantiles, Counts, Verbs):
     """Gives a pool all verbs: NumPy's reductions, and the verbs of blocks and rows."""
 
     def sum(
