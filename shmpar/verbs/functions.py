@@ -263,9 +263,11 @@ def types_of(library: str, *names: str) -> tuple[Any, ...]:
 
 def warn_of_random(where: str, held: Iterable[Any], remedy: str) -> None:
     """Warn once if there is a random generator among the objects that a function holds."""
-    kinds = types_of("numpy.random", "Generator", "RandomState", "BitGenerator")
-    kinds += types_of("random", "Random")
     for one in held:
+        if type(one) is types.FunctionType or type(one) is np.ndarray:
+            continue
+        kinds = types_of("numpy.random", "Generator", "RandomState", "BitGenerator")
+        kinds += types_of("random", "Random")
         if issubclass(type(one), kinds) and type(one).__name__ != "SystemRandom":
             text = (
                 f"{where}: the function holds a {type(one).__name__}. Each worker process gets a "

@@ -248,6 +248,8 @@ def read_labels(verb: str, given: Sequence[Any]) -> tuple[Sequence[Any], BlockLa
     ValueError
         If the inputs have different indexes, or an array without names has too many axes.
     """
+    if "xarray" not in sys.modules:  # Why: quicker for most calls.
+        return given, None
     kind = types_of("xarray", "DataArray")
     arrays = [one for one in given if isinstance(one, kind)]
     refuse_dataset(verb, given)
