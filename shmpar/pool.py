@@ -56,11 +56,12 @@ from shmpar.verbs.first_guesses import (
     Mapped,
     accepts_other_names,
     argument_tuple,
+    check_call,
     check_iterables,
+    names_keywords,
 )
 from shmpar.verbs.functions import held_by, warn_of_random
 from shmpar.verbs.options import parse_options
-from shmpar.verbs.other_names import check_call, names_keywords
 from shmpar.worker.environment import in_worker
 from shmpar.worker.items import BATCHES, call_each
 
@@ -485,7 +486,6 @@ class Pool(Reductions, FirstGuesses, Executor):
         call.task = task
         return call
 
-    @hide_frames
     @names_keywords
     def map(
         self,

@@ -282,6 +282,23 @@ def test_a_partial_that_cannot_be_called(pool: shmpar.Pool) -> None:
     assert pool.map_blocks(functools.partial(np.clip, a_min=0), X, kwargs={"a_max": 1}).max() == 1
 
 
+def test_a_partial_with_wrong_arguments_beside_another_mistake(pool: shmpar.Pool) -> None:
+    """The advice on the other mistake looks at its signature, and raises no error of it."""
+    wrong = functools.partial(abs_of, more=1)
+    with pytest.raises(TypeError, match=r"parallel_map: partial .* has incorrect arguments"):
+        pool.parallel_map(wrong, zip([1], [2], strict=True))
+    with pytest.raises(TypeError, match="parallel_map: argument 1 is a int, which has no items"):
+        pool.parallel_map(wrong, [1], 3)
+    with pytest.raises(
+        TypeError, match=r"map_blocks\(\) got an unexpected keyword argument 'sigma'"
+    ):
+        pool.map_blocks(wrong, np.ones(3), sigma=3)
+
+
+def abs_of(number: Any) -> Any:
+    return abs(number)
+
+
 def test_apply_along_axis_passes_the_parameters_of_the_function(pool: shmpar.Pool) -> None:
     """Other arguments are refused before the run."""
     call = lambda pool, func: pool.apply_along_axis(lambda line, size: func(line), 0, X)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import random
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,49 @@ def test_a_captured_array_that_is_also_the_output_is_refused(
     other = np.zeros(size)
     pool.map_blocks(function, x, out=other, chunks=size)
     np.testing.assert_array_equal(other, 2)
+
+
+class Slotted:
+    """An object whose class has no slots of its own."""
+
+    __slots__ = ("held",)
+
+
+class Inherited(Slotted):
+    """Its slot is that of the base class."""
+
+    __slots__ = ()
+
+
+def in_slot(held: Any) -> Any:
+    one = Inherited()
+    one.held = held
+    return lambda block: block + (one.held is None)
+
+
+def in_attribute(held: Any) -> Any:
+    def function(block: Any) -> Any:
+        return block + (function.held is None)  # type: ignore[attr-defined]
+
+    function.held = held  # type: ignore[attr-defined]
+    return function
+
+
+def in_deque(held: Any) -> Any:
+    queue = deque([held])
+    return lambda block: block + len(queue)
+
+
+@pytest.mark.parametrize("holder", [in_slot, in_attribute, in_deque])
+def test_objects_in_slots_attributes_and_queues_are_found(holder: Any) -> None:
+    """An inherited slot, an attribute of the function and an item of a deque are held too."""
+    with shmpar.Pool(engine="serial") as pool:
+        out = pool.ones(4)
+        with pytest.raises(ValueError, match="shares memory with an array"):
+            pool.map_blocks(holder(out), np.zeros(4), out=out, chunks=2)
+        np.testing.assert_array_equal(out, 1)
+        with pytest.warns(RuntimeWarning, match="the function holds a Generator"):
+            pool.map_blocks(holder(rng), np.zeros(4), chunks=2)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -237,6 +237,25 @@ def test_keywords_of_verbs_on_submit(any_pool: shmpar.Pool) -> None:
     assert any_pool.submit(functools.partial(takes_all), 1, key="a").result(60) == (1, {"key": "a"})
 
 
+def takes_a_tuple(*args: Any) -> Any:
+    return args
+
+
+def takes_by_position(key: Any, /) -> Any:
+    return key
+
+
+def test_parameters_that_take_no_keyword(any_pool: shmpar.Pool) -> None:
+    """A parameter ``*args``, or one before a slash, does not take the keyword of its name."""
+    assert text_of(TypeError, lambda: any_pool.submit(takes_a_tuple, args=(1, 2))) == (
+        "submit: the function has no args=; pass the arguments of the function as they are, as in "
+        "submit(f, x, key=1), or write pool.apply_async(f, args, kwds)"
+    )
+    assert text_of(TypeError, lambda: any_pool.submit(takes_by_position, key=1)) == (
+        "submit: the function has no key=; leave it out: a future needs no name"
+    )
+
+
 def test_starmap_of_numbers(any_pool: shmpar.Pool) -> None:
     assert text_of(TypeError, lambda: any_pool.starmap(pow, [1, 2])) == (
         "starmap: an item is a int, not a tuple of arguments; for one argument write "

@@ -9,7 +9,7 @@ Two axes with the same chunks are equal, however they were described.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import index
@@ -200,6 +200,44 @@ def axis_number(axis: Any, ndim: int, where: str) -> int:
         raise ValueError(f"{where}: there is no axis {number}, the array has none; leave it out")
     remedy = f"pass {-ndim} to {ndim - 1}"
     raise ValueError(f"{where}: there is no axis {number} among {ndim}; {remedy}")
+
+
+def _listed(axes: Any) -> list[Any]:
+    # Why: a single axis may be an array without axes, which has no items.
+    several = isinstance(axes, Iterable) and getattr(axes, "ndim", 1) > 0
+    return list(axes) if several else [axes]
+
+
+def axes_tuple(name: str, axes: Any, ndim: int) -> tuple[int, ...]:
+    """Read an axis or a sequence of axes, which may count from the end.
+
+    Examples
+    --------
+    >>> axes_tuple("drop_axis", [-1, 0], 3)
+    (0, 2)
+    """
+    if axes is None:
+        return ()
+    found = sorted(axis_number(axis, ndim, name) for axis in _listed(axes))
+    if len(set(found)) != len(found):
+        raise ValueError(f"{name}: {axes} names an axis twice")
+    return tuple(found)
+
+
+def output_axes(ndim: int, drop: Sequence[int], new_axis: Any) -> list[int | None]:
+    """Return for each axis of the output the axis of the grid; None for a new one.
+
+    Examples
+    --------
+    >>> output_axes(3, (1,), 0)
+    [None, 0, 2]
+    """
+    axes: list[int | None] = [axis for axis in range(ndim) if axis not in drop]
+    if new_axis is not None:
+        added = _listed(new_axis)
+        for axis in axes_tuple("new_axis", added, len(axes) + len(added)):
+            axes.insert(axis, None)
+    return axes
 
 
 def per_axis(name: str, value: Any, ndim: int, *, missing: Any, array: str = "") -> list[Any]:

@@ -142,17 +142,15 @@ class Grid:
                 axes[k] = _parse_axis(None, sizes[k], where)
         reach = [sum(pair) for pair in parse_depth(0 if depth is None else depth, ndim)]
         fixed = [None if axis is None else axis.step for axis in axes]
-        nbytes = whole_number(itemsize, "itemsize")
+        nbytes = max(1, whole_number(itemsize, "itemsize"))
         if units is None:
-            budget = block_bytes(sizes, max(1, nbytes), most, least)
-        else:
-            part = prod(sizes) * nbytes // FEWEST_STORE_BLOCKS
-            budget = max(least, min(STORE_BLOCK_BYTES, part))
-        room = budget // max(1, nbytes)
-        starts = _starts(sizes, fixed, units or [1] * ndim, reduced, room)
-        if units is None:
+            room = block_bytes(sizes, nbytes, most, least) // nbytes
+            starts = _starts(sizes, fixed, [1] * ndim, reduced, room)
             lengths = _auto_lengths(sizes, fixed, reach, room, starts)
         else:
+            part = prod(sizes) * nbytes // FEWEST_STORE_BLOCKS
+            room = max(least, min(STORE_BLOCK_BYTES, part)) // nbytes
+            starts = _starts(sizes, fixed, units, reduced, room)
             lengths = _lengths_by_units(sizes, fixed, reach, units, room, starts)
         found = zip(axes, sizes, lengths, strict=True)
         return cls(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from reprlib import repr as brief
 from typing import Any, Final
@@ -22,7 +23,7 @@ from shmpar.plan import SMALLER_WINDOW, Argument, Blocks, Items, Rows, Whole
 from shmpar.runtime.error_texts import warn_user
 from shmpar.stores.recognise import wrap
 from shmpar.stores.store import Part, Store
-from shmpar.verbs.functions import signature_of
+from shmpar.verbs.functions import parameters_of, types_of
 from shmpar.verbs.labels import BlockLabels, RowLabels, read_labels, row_labels
 
 Array = np.ndarray[Any, Any]
@@ -68,15 +69,6 @@ class Inputs:
         if not isinstance(labels, BlockLabels):
             return tuple(options.values())
         return tuple([labels.numbered(option, given) for option, given in options.items()])
-
-    def placed(self, dropped: Any, new_axis: Any, out_chunks: Any) -> tuple[Any, Any, Any]:
-        """Return ``drop_axis``, ``new_axis`` and ``out_chunks``, with positions for names."""
-        if isinstance(new_axis, Iterator):  # Why: it can be read once.
-            new_axis = list(new_axis)
-        labels = self.labels
-        if not isinstance(labels, BlockLabels):
-            return dropped, new_axis, out_chunks
-        return labels.placed(dropped, new_axis, out_chunks)
 
     def add_halos(self, verb: str, depth: Any, boundary: Any) -> Halo | None:
         """Give each block its halo; return the halo of the results, None if no block has any.
@@ -134,7 +126,7 @@ class Inputs:
             pairs = zip(given, axes, strict=True)
             return [parse(one, n, f"{name}[{k}]") if n else () for k, (one, n) in enumerate(pairs)]
         # Why: only ints and strings are keys of a cache, since 0.0 is equal to -0.0.
-        read = _cached_sides if type(given) in {int, str} else _sides
+        read = _cached_sides if type(given) in {int, str} else operator.call
         shared = read(parse, given, len(self.shape))
         # Why: inputs broadcast from the last axis.
         return [shared[len(shared) - n :] for n in axes]
@@ -177,11 +169,7 @@ class Inputs:
 _cached_cut = functools.lru_cache(maxsize=64)(Grid.cut)
 
 
-def _sides(parse: Callable[..., Any], given: Any, ndim: int) -> Any:
-    return parse(given, ndim)
-
-
-_cached_sides = functools.lru_cache(maxsize=64)(_sides)
+_cached_sides = functools.lru_cache(maxsize=64)(operator.call)
 
 
 def as_input(value: Any, verb: str) -> Array:
@@ -259,41 +247,37 @@ def blocks(
         If the shapes do not broadcast.
     """
     given, labels = read_labels(verb, given)
-    values, found, shapes = list[Any](), list[Any](), list[tuple[int, ...]]()
+    pairs = list[tuple[Any, Any]]()  # each value and its array, None for a constant
     for one in given:
         value = from_store(one, verb)
         if isinstance(value, Store) and value.ndim == 0:
             value = value[()]  # Why: a store without axes is a constant.
-        array = None if _is_scalar(value) else as_input(value, verb)
-        values.append(value)
-        found.append(array)
-        if array is not None:
-            shapes.append(array.shape)
+        pairs.append((value, None if _is_scalar(value) else as_input(value, verb)))
+    shapes: list[tuple[int, ...]] = [array.shape for _, array in pairs if array is not None]
     if not shapes and (declared := shape()) is not None:
         shapes = [declared]
     elif not given:
         made = verb == "map_blocks"
         remedy = made * ", or chunks= with the length of every chunk, as in ((4, 4), (6,)), or out="
         raise TypeError(f"{verb}() needs at least one array{remedy}")
-    elif not shapes:
-        found[0] = as_input(values[0], verb)  # Why: without axes there is one chunk, of this array
-        shapes = [()]
+    elif not shapes:  # Why: without axes there is one chunk, of the first array.
+        pairs[0], shapes = (None, as_input(pairs[0][0], verb)), [()]
     inputs = Inputs(labels=labels)
     try:
         inputs.shape = shapes[0] if len(set(shapes)) == 1 else np.broadcast_shapes(*shapes)
     except ValueError:
-        given_shapes = ", ".join(map(str, shapes))
+        given_shapes, remedy = ", ".join(map(str, shapes)), _meant(verb, [one for one, _ in pairs])
         raise ValueError(
-            f"{verb}: inputs of shapes {given_shapes} do not broadcast{_meant(verb, values)}"
+            f"{verb}: inputs of shapes {given_shapes} do not broadcast{remedy}"
         ) from None
-    for value, array in zip(values, found, strict=True):
+    for value, array in pairs:
         if array is None:
             inputs.arguments.append(Whole(len(inputs.values)))
             inputs.values.append(value)
             continue
         axes = range(len(inputs.shape) - array.ndim, len(inputs.shape))
-        pairs = zip(axes, array.shape, strict=True)
-        cut = [None if n == 1 and inputs.shape[k] != 1 else k for k, n in pairs]
+        lengths = zip(axes, array.shape, strict=True)
+        cut = [None if n == 1 and inputs.shape[k] != 1 else k for k, n in lengths]
         inputs.arguments.append(Blocks(len(inputs.arrays), tuple(cut)))
         inputs.arrays.append(array)
     return inputs
@@ -351,8 +335,8 @@ def items(
         If the arguments differ in length.
     """
     inputs = Inputs()
-    lengths = []
-    has_axes = False
+    lengths, has_axes = [], False
+    parts: Any
     for position, value in enumerate(given):
         labels, number = row_labels(verb, value, axis)
         if labels is not None:
@@ -363,9 +347,7 @@ def items(
         value = _rows_of_table(from_store(value, verb), axis)  # noqa: PLW2901 - as it is meant
         # Why: a tensor is an array as well, whose iteration would give tensors.
         if isinstance(value, np.ndarray | Store | Part) or hasattr(type(value), "__dlpack__"):
-            rows = as_input(value, verb)
-            number = _row_axis(rows, number, verb)
-            parts: Any = _rows(rows, number)
+            parts, number = _rows(as_input(value, verb), number, verb)
             inputs.arguments.append(Rows(len(inputs.arrays), number))
             inputs.arrays.append(parts)
             has_axes = True
@@ -395,42 +377,30 @@ def items(
 
 def _named(func: Callable[..., Any] | None, position: int, value: Any) -> str:
     """Return the dict with the name of the parameter that a value was meant for, as text."""
-    parameters = [] if func is None else list(getattr(signature_of(func), "parameters", ()))
+    parameters = [] if func is None else list(parameters_of(func))
     if position >= len(parameters):
         return ""
     return f"{{{parameters[position]!r}: {brief(value)}}}"
 
 
-def _row_axis(array: Any, axis: Any, verb: str) -> int:
-    """Return the axis of the rows of an array, counted from the first one."""
+def _rows(array: Any, axis: Any, verb: str) -> tuple[Any, int]:
+    """Return the rows of an array along an axis, and the axis counted from the first one."""
     if array.ndim == 0:
         raise TypeError(f"{verb}: an array without axes has no rows")
     number = axis_number(axis, array.ndim, f"{verb}: axis={axis!r}")
     if isinstance(array, Part) and number:
         raise TypeError(f"{verb}: a part of an array has rows along axis 0 alone")
-    return number
-
-
-def _rows(array: Any, axis: int) -> Any:
     if isinstance(array, Store):
-        return array.by_rows_of(axis)
-    return np.moveaxis(array, axis, 0) if axis else array
+        return array.by_rows_of(number), number
+    return (np.moveaxis(array, number, 0) if number else array), number
 
 
 def _rows_of_table(value: Any, axis: Any) -> Any:
     """Return the rows of a DataFrame, or the values of a Series; anything else as it is."""
-    if isinstance(value, np.ndarray | Store | Part) or not _is_table(type(value)):
+    # Why tables: their iteration would give the names of columns.
+    if not isinstance(value, types_of("pandas", "DataFrame", "Series", "Index")):
         return value
     values = value.to_numpy()
     if not values.dtype.hasobject:
         return values
     return list(values if axis in {0, -values.ndim} else np.moveaxis(values, axis, 0))
-
-
-def _is_table(kind: type) -> bool:
-    """Return whether a type is of pandas; its iteration would give the names of columns."""
-    names = {"DataFrame", "Series", "Index"}
-    return any(
-        one.__module__.partition(".")[0] == "pandas" and one.__name__ in names
-        for one in kind.__mro__
-    )

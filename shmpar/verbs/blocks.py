@@ -1,6 +1,6 @@
 """The verbs of blocks, and the verb of rows and items.
 
-For :meth:`RowVerbs.parallel_map` the first argument decides: an ndarray gives rows, and their
+For :meth:`Verbs.parallel_map` the first argument decides: an ndarray gives rows, and their
 results make an array. Anything else gives items, and their results make a list, unless the call
 declares an array.
 """
@@ -15,20 +15,18 @@ import numpy as np
 from shmpar.grid import BLOCK_BYTES
 from shmpar.grid.axis import whole_number
 from shmpar.plan import Along, InBlocks, Items, PerChunk, PerItem
-from shmpar.verbs.arguments import as_input, blocks, items
+from shmpar.verbs.arguments import blocks, items
 from shmpar.verbs.call import Caller
 from shmpar.verbs.first_guesses import unzipped
-from shmpar.verbs.functions import check_signature
-from shmpar.verbs.labels import read_labels
+from shmpar.verbs.functions import check_callable, check_signature
+from shmpar.verbs.labels import BlockLabels
 from shmpar.verbs.options import Options, with_shared_text
-from shmpar.verbs.other_names import check_callable
 from shmpar.verbs.outputs import (
     OutputSpec,
-    axes_tuple,
     declared_shape,
     find_targets,
     place_blocks,
-    written_units,
+    read_axes,
 )
 from shmpar.worker.compute import ApplyAlongAxis
 
@@ -37,8 +35,8 @@ _UFUNC_BLOCK_BYTES: Final = 8 << 20
 
 
 @with_shared_text
-class BlockVerbs(Caller):
-    """Gives a pool the verbs of blocks."""
+class Verbs(Caller):
+    """Gives a pool the verbs of blocks, and the verb of rows and items."""
 
     def map_blocks(  # noqa: PLR0913 - the contract
         self,
@@ -108,10 +106,7 @@ class BlockVerbs(Caller):
         out = find_targets("map_blocks", out)
         inputs = call.inputs = blocks("map_blocks", arrays, lambda: declared_shape(chunks, out))
         (chunks,) = inputs.numbered(chunks=chunks)
-        drop_axis, new_axis, out_chunks = inputs.placed(drop_axis, new_axis, out_chunks)
-        dropped = axes_tuple("drop_axis", drop_axis, len(inputs.shape))
-        if out is not None and out_chunks is None:
-            inputs.written = written_units(out, len(inputs.shape), dropped, new_axis)
+        dropped, new_axis, out_chunks = read_axes(inputs, out, drop_axis, new_axis, out_chunks)
         most = _UFUNC_BLOCK_BYTES if isinstance(func, np.ufunc) else BLOCK_BYTES
         grid = call.grid = inputs.cut(chunks, whole=dropped, most=most)
         # Why: without an input, only the chunk tells the function which shape to return.
@@ -286,13 +281,10 @@ class BlockVerbs(Caller):
         """
         call = self._call("map_overlap", func, options)
         inputs = call.inputs = blocks("map_overlap", arrays)
-        by_axis = inputs.numbered(chunks=chunks, depth=depth, boundary=boundary)
-        chunks, depth, boundary = by_axis
-        drop_axis, new_axis, out_chunks = inputs.placed(drop_axis, new_axis, out_chunks)
-        dropped = axes_tuple("drop_axis", drop_axis, len(inputs.shape))
+        given = inputs.numbered(chunks=chunks, depth=depth, boundary=boundary)
+        chunks, depth, boundary = given
         out = find_targets("map_overlap", out)
-        if out is not None and out_chunks is None:
-            inputs.written = written_units(out, len(inputs.shape), dropped, new_axis)
+        dropped, new_axis, out_chunks = read_axes(inputs, out, drop_axis, new_axis, out_chunks)
         call.cut_with_halo(chunks, depth, boundary, whole=dropped)
         if call.pass_out and call.halo is not None and trim:
             raise ValueError(
@@ -352,25 +344,18 @@ class BlockVerbs(Caller):
         check_signature(verb, func1d, 1 + len(args), kwargs, frozenset())
         if np.ndim(axis):
             raise TypeError(f"{verb}: the axis comes second: write {verb}(func1d, axis, arr)")
-        (values,), labels = read_labels(verb, (arr,))
-        axis = axis if labels is None else labels.axes("axis", axis)
+        inputs = blocks(verb, (arr,))
+        (array,), labels = inputs.arrays, inputs.labels
+        axis = labels.axes("axis", axis) if isinstance(labels, BlockLabels) else axis
         axis = whole_number(axis, f"{verb}: axis={axis!r}")
-        array = as_input(values, verb)
         if array.size == 0 or not -array.ndim <= axis < array.ndim:
             return np.apply_along_axis(func1d, axis, array[...], *args, **kwargs)
         axis %= array.ndim
         call = self._call(verb, ApplyAlongAxis(func1d, axis, args, kwargs), {})
-        call.inputs = blocks(verb, (array,))
-        call.inputs.labels = labels
-        call.grid = call.inputs.cut("auto", whole=(axis,))
-        call.placement = Along(axis)
+        call.inputs, call.placement = inputs, Along(axis)
+        call.grid = inputs.cut("auto", whole=(axis,))
         call.output = OutputSpec(is_tuple=False)
         return self._run(call)
-
-
-@with_shared_text
-class RowVerbs(Caller):
-    """Gives a pool the verb of rows and items."""
 
     def parallel_map(
         self,

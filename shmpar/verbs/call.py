@@ -22,14 +22,14 @@ from shmpar.stores.store import Store
 from shmpar.stores.targets import ZarrPath
 from shmpar.verbs.arguments import Inputs, check_windows
 from shmpar.verbs.functions import (
+    check_callable,
     check_signature,
-    default_of,
     held_by,
+    parameters_of,
     special_parameters,
     warn_of_random,
 )
 from shmpar.verbs.options import Defaults, Options, parse_options
-from shmpar.verbs.other_names import check_callable
 from shmpar.verbs.outputs import (
     OutputSpec,
     check_apart,
@@ -194,7 +194,9 @@ class Call:
         if outputs:
             items = [values[one.value] for one in plan.arguments if isinstance(one, Items)]
             check_apart(self.verb, outputs, itertools.chain(held, *items))
-        default = default_of(self.func, "rng") if "rng" in plan.special_parameters else None
+        default = None
+        if "rng" in plan.special_parameters:
+            default = getattr(parameters_of(self.func).get("rng"), "default", None)
         remedy = "name a parameter of the function rng: each chunk gets a random stream of its own"
         warn_of_random(self.verb, (one for one in held if one is not default), remedy)
 

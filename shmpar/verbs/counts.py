@@ -20,7 +20,7 @@ from shmpar.stores.store import Store
 from shmpar.verbs.arguments import as_input, blocks
 from shmpar.verbs.options import PassOptions, with_shared_text
 from shmpar.verbs.partials import Partials, accumulator
-from shmpar.verbs.selection import Collect, Selection
+from shmpar.verbs.quantiles import Collect, Selection, interpolated
 
 Array = np.ndarray[Any, Any]
 Limits = tuple[Any, Any]
@@ -85,11 +85,11 @@ class Counts(Partials):
         Cost: one pass over the array, and another pass for the smallest and the largest element
         if there is no `range`, unless `bins` are edges.
 
-        A rule costs one pass more; "scott" two, "doane" three. "fd" and "auto" cost three, or four
-        for integers of 8 and 16 bits, to select the quartiles. "stone" takes a
-        pass per candidate: the square root of the number of elements, at least 100. For long
-        double NumPy computes the rule, on a copy. The last digits of the sums in "scott" and
-        "doane" may make one bin more or less; those of float16 are added in float32.
+        A rule costs one pass more; "scott" two, "doane" three. "fd" and "auto" cost three, or two
+        for integers of 8 bits, to select the quartiles. "stone" takes a pass per candidate: the
+        square root of the number of elements, at least 100. For long double NumPy computes the
+        rule, on a copy. The last digits of the sums in "scott" and "doane" may make one bin more
+        or less; those of float16 are added in float32.
 
         NumPy counts each block in the same bins, and the counts are added, which is exact. "auto"
         makes blocks of at least 16 elements per bin.
@@ -148,11 +148,7 @@ class Counts(Partials):
         return counts, edges
 
     def bincount(
-        self,
-        array: Any,
-        weights: Any = None,
-        minlength: int = 0,
-        **options: Unpack[PassOptions],
+        self, array: Any, weights: Any = None, minlength: int = 0, **options: Unpack[PassOptions]
     ) -> Array:
         """Count the occurrences of each number, as :func:`numpy.bincount`.
 
@@ -216,7 +212,7 @@ class Counts(Partials):
         if factors is not None:
             call.inputs = blocks("bincount", (values, factors))
         least = _least_bytes(values, length)
-        parts = self._map(call, partial(_count, length=length), chunks, least=least)
+        parts = self._map(call, partial(np.bincount, minlength=length), chunks, least=least)
         counts: Array = np.add.reduce(parts, axis=0)
         return counts
 
@@ -288,10 +284,6 @@ def _extremes(block: Array) -> tuple[Any, Any]:
     return block.min(), block.max()
 
 
-def _count(block: Array, weights: Any = None, *, length: int) -> Array:
-    return np.bincount(block, weights, length)
-
-
 def _count_in_bins(block: Array, weights: Any = None, *, bins: Any, limits: Any) -> Array:
     """Return the counts of one block, or the sums of its weights."""
     return np.histogram(block, bins, limits, weights=weights)[0]
@@ -323,7 +315,7 @@ def _bins_by_rule(
         "scott": lambda: _width_by_moments(rule, values, total, limits, measure),
         "doane": lambda: _width_by_moments(rule, values, total, limits, measure),
         "stone": lambda: _width_by_stone(size, span, limits, measure),
-        "fd": lambda: 2.0 * np.subtract(*_quartiles(collect, limits)) * size ** (-1.0 / 3.0),
+        "fd": lambda: _width_by_quartiles(size, collect, limits),
     }
     fine, *coarse = [rules[one]() for one in {"auto": _AUTO}.get(rule, (rule,))]
     width = min(max(fine, coarse[0] / 2), coarse[1]) if coarse else fine
@@ -394,12 +386,7 @@ def _width_by_stone(size: int, span: Any, limits: Limits, measure: Measure) -> A
     return span / best
 
 
-def _quartiles(collect: Collect, limits: Limits) -> list[Any]:
-    """Return the upper and the lower quartile, as :func:`numpy.percentile`."""
+def _width_by_quartiles(size: int, collect: Collect, limits: Limits) -> Any:
     selection = Selection(collect, partial(_inside, limits=limits))
-    last = selection.size - 1
-    places = [last * share for share in (0.75, 0.25)]
-    ranks = [min(int(place) + more, last) for place in places for more in (0, 1)]
-    found = selection.at(ranks).reshape(2, 2)
-    # Why: NumPy interpolates between two elements as between neighbours in the sorted array.
-    return [np.quantile(pair, [k % 1])[0] for pair, k in zip(found, places, strict=True)]
+    quartiles = interpolated(selection, (75, 25), percent=True, method="linear")
+    return 2.0 * np.subtract(*quartiles) * size ** (-1.0 / 3.0)

@@ -13,20 +13,29 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import CancelledError, Future
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Self
+from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Self, TypeVar
 
-from shmpar.errors import closest, no_attribute
+from shmpar.errors import closest, no_attribute, with_keyword_advice
 from shmpar.grid.axis import positive_number, whole_number
 from shmpar.memory.limits import available_cpus
 from shmpar.runtime.error_texts import call_name
 from shmpar.runtime.futures import PoolFuture
 from shmpar.runtime.loop import AT_ONCE, Loop
 from shmpar.tracebacks import delivering, hide_frames, hiding
-from shmpar.verbs.functions import held_by, signature_of, warn_of_random
-from shmpar.verbs.other_names import NO_CONTEXT, advice, check_call, names_keywords
+from shmpar.verbs.functions import (
+    check_callable,
+    held_by,
+    refusal,
+    signature_of,
+    takes_keyword,
+    warn_of_random,
+)
+from shmpar.verbs.options import Options
+from shmpar.verbs.other_names import CALL_KEYWORDS, NO_POOL_KEYWORDS, POOL_KEYWORDS, advice, look_up
 from shmpar.worker.items import each, each_star
 
 P = ParamSpec("P")
+R = TypeVar("R")
 Callback = Callable[[Any], object] | None
 _TUPLES: Final[dict[Any, str]] = {
     zip: "for {method}(f, zip(a, b)) write {method}(f, a, b)",
@@ -37,40 +46,38 @@ _TUPLES: Final[dict[Any, str]] = {
 SPAWN: Final = "pass each call a generator of its own as an argument, for example from rng.spawn()"
 _AHEAD: Final = 64  # batches per worker that are read from an iterable without a length
 
-_KEYWORDS: Final = {
-    "max_tasks_per_child": "max_tasks_per_worker",
-    "max_workers": "n_workers",
-    "maxtasksperchild": "max_tasks_per_worker",
-    "n_jobs": "n_workers",
-    "n_processes": "n_workers",
-    "nprocs": "n_workers",
-    "num_processes": "n_workers",
-    "num_workers": "n_workers",
-    "processes": "n_workers",
-    "workers": "n_workers",
-}
-_ENGINE = 'write engine="processes", engine="threads" or engine="serial"'
-_ADVICE_ON_KEYWORDS: Final = {
-    "backend": _ENGINE,
-    "batch_size": "write pool.map(f, items, chunksize=...); the verbs choose it themselves",
-    "chunks": "pass it to the call, as in pool.map_blocks(f, x, chunks=...)",
-    "chunksize": "pass it to the call, as in pool.map(f, items, chunksize=...)",
-    "context": NO_CONTEXT,
-    "max_nbytes": "leave it out: arrays always travel through shared memory",
-    "memory_limit": "leave it out: workers share the memory of the machine",
-    "mmap_mode": "leave it out: blocks are read-only views of shared memory",
-    "mp_context": NO_CONTEXT,
-    "pre_dispatch": "write pool.map(f, items, buffersize=...)",
-    "prefer": _ENGINE,
-    "return_as": "write pool.map(f, items), or pool.imap_unordered(f, items), for an iterator",
-    "inner_max_num_threads": "write threads_per_worker=...",
-    "require": _ENGINE,
-    "scheduler": _ENGINE,
-    "temp_folder": "leave it out: arrays lie in shared memory",
-    "thread_name_prefix": "leave it out: workers have names of their own",
-    "timeout": "write task_timeout=..., or pass timeout= to result()",
-    "verbose": "write progress=True",
-}
+
+_ARGUMENTS: Final = frozenset({"args", "kwargs", "kwds"})
+_OF_VERBS: Final = frozenset(Options.__annotations__) | {"axis", "dtype", "out"}
+_CHECKED: Final = _ARGUMENTS | _OF_VERBS | frozenset(" ".join(CALL_KEYWORDS).split())
+
+
+def check_call(method: str, func: Any, keywords: Iterable[str] = ()) -> None:
+    """Raise ``TypeError`` for a function that cannot be called, or for ``args=`` of a thread."""
+    check_callable(method, func, f": write {method}(f, x), not {method}(f(x))")
+    for name in _CHECKED.intersection(keywords) if keywords else ():
+        if not takes_keyword(func, name):
+            raise TypeError(f"{method}: the function has no {name}=; {_instead_of(name, method)}")
+
+
+def _instead_of(name: str, method: str) -> str:
+    """Return advice for a keyword that a method for calls does not have."""
+    if method == "submit" and name in _ARGUMENTS:
+        return (
+            "pass the arguments of the function as they are, as in submit(f, x, key=1), or write "
+            "pool.apply_async(f, args, kwds)"
+        )
+    if text := look_up(CALL_KEYWORDS, name):
+        return text
+    if name in _OF_VERBS:
+        return f"parallel_map has it: write pool.parallel_map(f, items, {name}=...)"
+    return f"for a keyword of the function write functools.partial(f, {name}=...)"
+
+
+def names_keywords(method: Callable[P, R]) -> Callable[P, R]:
+    """Return a method whose error for a keyword that it lacks names the call to write."""
+    advise = partial(_instead_of, method=method.__name__)
+    return hide_frames(with_keyword_advice(method, advise))
 
 
 def accepts_other_names(init: Callable[P, None]) -> Callable[P, None]:
@@ -82,11 +89,11 @@ def accepts_other_names(init: Callable[P, None]) -> Callable[P, None]:
         if len(args) > 2:  # noqa: PLR2004 - the pool and n_workers
             args = _name_positions(args, kwargs)
         for name in [name for name in kwargs if name not in _known(init)]:
-            if name not in _KEYWORDS:
+            other = look_up(POOL_KEYWORDS, name)
+            if not other:
                 raise TypeError(
                     f"Pool() got an unexpected keyword argument {name!r}{_on_keyword(init, name)}"
                 )
-            other = _KEYWORDS[name]
             if other in kwargs or (other == "n_workers" and len(args) > 1):
                 raise TypeError(f"Pool() got {other}= twice: {name}= means the same")
             value = kwargs.pop(name)
@@ -102,8 +109,8 @@ def _known(init: Callable[..., None]) -> tuple[str, ...]:
 
 
 def _on_keyword(init: Callable[..., None], name: str) -> str:
-    if name in _ADVICE_ON_KEYWORDS:
-        return f"; {_ADVICE_ON_KEYWORDS[name]}"
+    if text := look_up(NO_POOL_KEYWORDS, name):
+        return f"; {text}"
     close = closest(name, _known(init)[1:], 0.7)
     return f"; did you mean {close}=?" if close else f"; it takes {', '.join(_known(init)[1:])}"
 
@@ -160,7 +167,6 @@ class FirstGuesses:
         """
         return self.apply_async(func, args, kwds).result()
 
-    @hide_frames
     @names_keywords
     def apply_async(
         self,
@@ -190,7 +196,6 @@ class FirstGuesses:
         given = argument_tuple("args", "function", args)
         return _with_callbacks(self.submit(func, *given, **kwds), callback, error_callback)
 
-    @hide_frames
     @names_keywords
     def map_async(
         self,
@@ -212,7 +217,8 @@ class FirstGuesses:
         ...     pool.map_async(abs, [-1, 2, -3]).get()
         [1, 2, 3]
         """
-        return self._all("map_async", func, each, iterable, chunksize, callback, error_callback)
+        found = self._all("map_async", func, each, iterable, chunksize)
+        return _with_callbacks(found, callback, error_callback)
 
     @delivering
     @names_keywords
@@ -237,7 +243,6 @@ class FirstGuesses:
         found: list[Any] = self.starmap_async(func, iterable, chunksize).result()
         return found
 
-    @hide_frames
     @names_keywords
     def starmap_async(
         self,
@@ -248,17 +253,11 @@ class FirstGuesses:
         error_callback: Callback = None,
     ) -> Any:
         """Return a future of the results of :meth:`starmap`, as :meth:`map_async`."""
-        return self._all("starmap", func, each_star, iterable, chunksize, callback, error_callback)
+        found = self._all("starmap", func, each_star, iterable, chunksize)
+        return _with_callbacks(found, callback, error_callback)
 
-    def _all(  # noqa: PLR0913, PLR0917 - the arguments of a method of multiprocessing
-        self,
-        method: str,
-        func: Callable[..., Any],
-        batch: Callable[..., Any],
-        iterable: Iterable[Any],
-        chunksize: int | None,
-        callback: Callback,
-        error_callback: Callback,
+    def _all(
+        self, method: str, func: Any, batch: Any, iterable: Any, chunksize: int | None
     ) -> PoolFuture:
         _check_batches(method, func)
         items = list(_items(method, iterable))
@@ -270,9 +269,8 @@ class FirstGuesses:
         share = max(1, -(-len(items) // (4 * self._places())))
         size = positive_number(share if chunksize is None else chunksize, "chunksize")
         batches = [self.submit(partial(batch, func), part) for part in _batched(iter(items), size)]
-        return _with_callbacks(Batches(batches, call_name(func)), callback, error_callback)
+        return Batches(batches, call_name(func))
 
-    @hide_frames
     @names_keywords
     def imap(
         self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int = 1
@@ -292,7 +290,6 @@ class FirstGuesses:
         """
         return self._results(func, iterable, chunksize, ordered=True)
 
-    @hide_frames
     @names_keywords
     def imap_unordered(
         self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int = 1
@@ -588,24 +585,21 @@ def unzipped(method: str, func: Callable[..., Any], items: Any) -> str:
     ''
     """
     remedy = next((text for kind, text in _TUPLES.items() if isinstance(items, kind)), None)
-    signature = None if remedy is None else signature_of(func)
-    if remedy is None or signature is None:
-        return ""
-    try:
-        signature.bind(None)
-    except TypeError:
-        return f"; {remedy.format(method=method)}"
+    with contextlib.suppress(ValueError):  # Why: the call reports the error of a partial.
+        if remedy is not None and refusal(signature_of(func), 1, {}) is not None:
+            return f"; {remedy.format(method=method)}"
     return ""
 
 
 def _with_callbacks(future: PoolFuture, callback: Callback, error_callback: Callback) -> PoolFuture:
     def tell(future: Future[Any]) -> None:
-        error = None if future.cancelled() else future.exception()
-        if error is not None:
-            if error_callback is not None:
-                error_callback(error)
-        elif callback is not None and not future.cancelled():
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None and callback is not None:
             callback(future.result())
+        elif error is not None and error_callback is not None:
+            error_callback(error)
 
     if callback is not None or error_callback is not None:
         future.add_done_callback(tell)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import inspect
 import itertools
 import sys
 import types
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -26,13 +28,6 @@ _NOTHING_HELD: Final = frozenset(
     {type(None), bool, int, float, complex, str, bytes, range, type, types.ModuleType, np.ufunc}
 )
 
-_RANDOM: Final = (
-    ("numpy.random", "Generator"),
-    ("numpy.random", "RandomState"),
-    ("numpy.random", "BitGenerator"),
-    ("random", "Random"),
-)
-
 
 def special_parameters(func: Callable[..., Any], keywords: Mapping[str, Any]) -> Names:
     """Return those of ``block_id``, ``block_info`` and ``rng`` that are parameters of `func`.
@@ -47,19 +42,19 @@ def special_parameters(func: Callable[..., Any], keywords: Mapping[str, Any]) ->
         code = func.__code__
         names.update(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
     elif not isinstance(func, np.ufunc):
-        with contextlib.suppress(ValueError):  # Why: check_signature() reports this error.
-            names.update(getattr(signature_of(func), "parameters", ()))
-            names = {name for name in names & _SPECIAL_PARAMETERS if _takes_keyword(func, name)}
+        found = _SPECIAL_PARAMETERS.intersection(parameters_of(func))
+        names.update(name for name in found if takes_keyword(func, name))
     while isinstance(func, functools.partial):
         names -= set(func.keywords)
         func = func.func
     return _SPECIAL_PARAMETERS.intersection(names).difference(keywords)
 
 
-def default_of(func: Callable[..., Any], name: str) -> Any:
-    """Return the default of a parameter, None if there is none."""
-    parameters = getattr(signature_of(func), "parameters", {})
-    return getattr(parameters.get(name), "default", None)
+def parameters_of(func: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a function by their names; none if they are not known."""
+    with contextlib.suppress(ValueError):  # Why: check_signature() reports this error.
+        return getattr(signature_of(func), "parameters", {})
+    return {}
 
 
 def check_signature(
@@ -83,12 +78,12 @@ def check_signature(
         return
     given = {**keywords, **dict.fromkeys(special)}
     try:
-        error = _refusal(signature_of(func), count, given)
+        error = refusal(signature_of(func), count, given)
         if error is not None:
             # Why: a decorator may supply an argument that the function beneath it names. One in C
             # has no signature of its own, and supplies none (np.sum, functools.lru_cache).
-            own = _own_signature(func)
-            error = error if own is None else _refusal(own, count, given)
+            own = _inspected(func, follow_wrapped=False)
+            error = error if own is None else refusal(own, count, given)
     except ValueError as wrong:
         raise TypeError(f"{verb}: {wrong}") from None
     if error is not None:
@@ -98,17 +93,29 @@ def check_signature(
         )
 
 
+def check_callable(method: str, func: Any, remedy: str = "") -> None:
+    """Raise ``TypeError`` for a function that cannot be called; the message ends with `remedy`."""
+    code = getattr(func, "__code__", None)
+    of_joblib = getattr(code, "co_name", "") == "delayed_function"
+    # Why: a function of joblib's or Dask's `delayed` calls nothing.
+    if of_joblib or type(func).__module__ == "dask.delayed":
+        raise TypeError(f"{method}: leave delayed out: write {method}(f, ...), not delayed(f)")
+    if not callable(func):
+        kind = type(func).__name__
+        raise TypeError(f"{method}: the function comes first; {kind} is not callable{remedy}")
+
+
 def _advice_on(error: TypeError, func: Callable[..., Any]) -> str:
     """Return advice for an error of :func:`_refusal`."""
     if "unexpected keyword" in str(error):
-        return f"; it takes {', '.join(getattr(signature_of(func), 'parameters', ()))}"
+        return f"; it takes {', '.join(parameters_of(func))}"
     if "'task'" in str(error):
         return "; write pool.submit(f, x), which alone passes a task"
     or_out = ", or out by pass_out=True" if "'out'" in str(error) else ""
     return f"; pass its other parameters in kwargs={or_out}"
 
 
-def _refusal(
+def refusal(
     signature: inspect.Signature | None, count: int, keywords: Mapping[str, Any]
 ) -> TypeError | None:
     """Return the error of a call with `count` arguments and these keywords, None without one."""
@@ -120,15 +127,17 @@ def _refusal(
     return None
 
 
-def _takes_keyword(func: Callable[..., Any], name: str) -> bool:
-    """Return False if a decorator of the function takes no argument of this name."""
-    kinds = inspect.Parameter
-    signature = _own_signature(func)
-    if signature is None:
+def takes_keyword(func: Callable[..., Any], name: str) -> bool:
+    """Return whether a function, or its outermost decorator, takes an argument of this name."""
+    try:
+        signature = _inspected(func, follow_wrapped=False)
+        if signature is not None:
+            signature.bind_partial(**{name: None})
+    except TypeError:
+        return False
+    except ValueError:  # Why: the call reports the error of a partial.
         return True
-    found = signature.parameters.values()
-    named = any(one.name == name and one.kind is not kinds.POSITIONAL_ONLY for one in found)
-    return named or any(one.kind is kinds.VAR_KEYWORD for one in found)
+    return True
 
 
 def _is_plain_function(func: Any) -> bool:
@@ -157,14 +166,10 @@ def signature_of(func: Callable[..., Any]) -> inspect.Signature | None:
     return _cached_signature(func) if is_importable(func) else _inspected(func)
 
 
-def _own_signature(func: Callable[..., Any]) -> inspect.Signature | None:
-    """Return the signature of the outermost decorator; as :func:`signature_of` otherwise."""
-    return _inspected(func, follow_wrapped=False)
-
-
 def _inspected(
     func: Callable[..., Any], *, follow_wrapped: bool = True
 ) -> inspect.Signature | None:
+    """Return the signature of a function, or that of its outermost decorator."""
     try:
         return inspect.signature(func, follow_wrapped=follow_wrapped)
     except (TypeError, ValueError) as error:
@@ -198,7 +203,7 @@ def held_by(function: Any, values: Iterable[Any] = ()) -> list[Any]:
     Examples
     --------
     >>> [type(one).__name__ for one in held_by(functools.partial(np.add, np.ones(3)))]
-    ['partial', 'ndarray']
+    ['partial', 'dict', 'tuple', 'ndarray']
     """
     todo, seen = [function, *values], dict[int, Any]()
     while todo and len(seen) < _MOST_HELD:
@@ -210,7 +215,7 @@ def held_by(function: Any, values: Iterable[Any] = ()) -> list[Any]:
         if kind is types.FunctionType:
             todo += _held_by_function(one)
         elif kind is not np.ndarray:
-            with contextlib.suppress(Exception):  # Why: an attribute may raise anything.
+            with contextlib.suppress(Exception):  # Why: a list of the user's may raise anything.
                 todo += itertools.islice(_parts_of(one), _MOST_HELD)
     return list(seen.values())
 
@@ -221,11 +226,8 @@ def _held_by_function(function: types.FunctionType) -> list[Any]:
         with contextlib.suppress(ValueError):  # Why: the variable is not bound yet.
             held.append(cell.cell_contents)
     space = function.__globals__
-    named = [
-        value
-        for name in global_names(function.__code__).read
-        if type(value := space.get(name)) not in _NOTHING_HELD
-    ]
+    found = [space.get(name) for name in global_names(function.__code__).read]
+    named = [one for one in (*found, *vars(function).values()) if type(one) not in _NOTHING_HELD]
     if named and is_pickled_by_name(function):
         named = [value for value in named if isinstance(value, np.ndarray)]
     if held or named:
@@ -235,24 +237,27 @@ def _held_by_function(function: types.FunctionType) -> list[Any]:
 
 
 def _parts_of(one: Any) -> Iterable[Any]:
-    """Return the objects that an object holds directly."""
+    """Return the objects that an object holds directly, without its class."""
     match one:
-        case functools.partial():
-            parts: Iterable[Any] = [one.func, *one.args, *one.keywords.values()]
-        case types.MethodType() | types.BuiltinMethodType():
-            parts = [getattr(one, "__func__", None), one.__self__]
-        case list() | tuple() | set() | frozenset():
-            parts = one
+        case list() | tuple() | set() | frozenset() | deque():
+            return one
         case dict():
-            parts = one.values()
+            return one.values()
         case np.ndarray():
-            parts = ()
-        case _:
-            slots = getattr(type(one), "__slots__", ())
-            names = [slots] if isinstance(slots, str) else slots
-            attributes = [getattr(one, name, None) for name in names]
-            parts = [*attributes, *getattr(one, "__dict__", {}).values()]
-    return parts
+            return ()
+        case functools.partial() | types.MethodType() | types.BuiltinMethodType():
+            return gc.get_referents(one)
+    if isinstance(vars(type(one)).get("__module__"), str):  # Why: a class of Python has a name.
+        return [part for part in gc.get_referents(one) if not issubclass(type(part), type)]
+    return getattr(
+        one, "__dict__", {}
+    ).values()  # Why: a compiled one may hold its module's globals.
+
+
+def types_of(library: str, *names: str) -> tuple[Any, ...]:
+    """Return classes of a library, for ``isinstance``; empty if the library is not imported."""
+    # Why a default: the library may be in the midst of its import.
+    return tuple([getattr(sys.modules.get(library), name, ()) for name in names])
 
 
 def warn_of_random(where: str, held: Iterable[Any], remedy: str) -> None:
@@ -260,9 +265,9 @@ def warn_of_random(where: str, held: Iterable[Any], remedy: str) -> None:
     for one in held:
         if type(one) is types.FunctionType or type(one) is np.ndarray:
             continue
-        # Why: without its module, which takes long to import, there is no generator.
-        kinds = [getattr(sys.modules[name], kind) for name, kind in _RANDOM if name in sys.modules]
-        if issubclass(type(one), tuple(kinds)) and type(one).__name__ != "SystemRandom":
+        kinds = types_of("numpy.random", "Generator", "RandomState", "BitGenerator")
+        kinds += types_of("random", "Random")
+        if issubclass(type(one), kinds) and type(one).__name__ != "SystemRandom":
             text = (
                 f"{where}: the function holds a {type(one).__name__}. Each worker process gets a "
                 f"copy in the same state, so its numbers repeat; {remedy}"

@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from shmpar.grid import Axis
+from shmpar.grid.axis import axes_tuple, output_axes
 from shmpar.plan import Along, InBlocks, PerChunk, Plan
 from shmpar.stores.recognise import wrap
+from shmpar.verbs.functions import types_of
 
 Array = np.ndarray[Any, Any]
 Names = tuple[Hashable, ...]
@@ -85,19 +87,13 @@ class BlockLabels:
             named = bool(entries) and not isinstance(entries[0], int | np.integer)
             places = list(range(len(entries))) if named else entries
             self.added = entries if named else []
-        out = {-1} if dropped is None else {*np.atleast_1d(dropped).tolist()}
-        count = len(self.dims)
-        kept = [
-            dim for k, dim in enumerate(self.dims) if dropped is None or not {k, k - count} & out
-        ]
-        ends = len(kept) + len(places)
+        axes = output_axes(len(self.dims), axes_tuple("drop_axis", dropped, len(self.dims)), places)
         fresh = _unused(self.dims)
-        self.added = self.added or [next(fresh) for _ in places]
-        order = sorted(zip([place % max(1, ends) for place in places], self.added, strict=True))
+        added = self.added or [next(fresh) for _ in places]
+        order = sorted(zip([place % len(axes) for place in places], added, strict=True))
         self.added = [name for _, name in order]
-        result: list[Hashable] = list(kept)
-        for place, name in order:
-            result.insert(place, name)
+        new = iter(self.added)
+        result = [next(new) if k is None else self.dims[k] for k in axes]
         if twice := {one for one in result if result.count(one) > 1}:
             raise ValueError(f"{self.verb}: new_axis: the result would have {twice.pop()!r} twice")
         positions = None if new_axis is None else tuple(places)
@@ -252,10 +248,9 @@ def read_labels(verb: str, given: Sequence[Any]) -> tuple[Sequence[Any], BlockLa
     ValueError
         If the inputs have different indexes, or an array without names has too many axes.
     """
-    xarray = sys.modules.get("xarray")
-    if xarray is None:
+    if "xarray" not in sys.modules:  # Why: quicker for most calls.
         return given, None
-    kind: Any = getattr(xarray, "DataArray", ())  # Why: it may be in the midst of its import.
+    kind = types_of("xarray", "DataArray")
     arrays = [one for one in given if isinstance(one, kind)]
     refuse_dataset(verb, given)
     if not arrays:
@@ -284,8 +279,7 @@ def read_labels(verb: str, given: Sequence[Any]) -> tuple[Sequence[Any], BlockLa
 
 def refuse_dataset(verb: str, given: Iterable[Any]) -> None:
     """Raise ``TypeError`` for a Dataset, with the words to write instead."""
-    xarray = sys.modules.get("xarray")
-    kind: Any = getattr(xarray, "Dataset", ())
+    kind = types_of("xarray", "Dataset")
     for value in given:
         if isinstance(value, kind):
             first = next(iter(value.data_vars), "name")
@@ -304,18 +298,14 @@ def row_labels(verb: str, value: Any, axis: Any) -> tuple[RowLabels | None, Any]
     if isinstance(value, np.ndarray):
         return None, axis
     refuse_dataset(verb, (value,))
-    xarray, pandas = sys.modules.get("xarray"), sys.modules.get("pandas")
-    kind: Any = getattr(xarray, "DataArray", ())
-    tables: Any = getattr(pandas, "DataFrame", ()), getattr(pandas, "Series", ())
-    if isinstance(value, kind):
+    if isinstance(value, types_of("xarray", "DataArray")):
         if not isinstance(axis, int | np.integer):
             axis = _number(verb, "axis", axis, value.dims)
-        known = -value.ndim <= axis < value.ndim
-        return (RowLabels(value, axis) if known else None), axis
-    is_number = isinstance(axis, int | np.integer)
-    if isinstance(value, tables) and is_number and -value.ndim <= axis < value.ndim:
-        return RowLabels(value, int(axis) % value.ndim), axis
-    return None, axis
+    elif not isinstance(value, types_of("pandas", "DataFrame", "Series")):
+        return None, axis
+    # Why the conditions: the verb refuses any other axis.
+    known = isinstance(axis, int | np.integer) and -value.ndim <= axis < value.ndim
+    return (RowLabels(value, int(axis) % value.ndim) if known else None), axis
 
 
 def with_axis_names(kind: type[C]) -> type[C]:

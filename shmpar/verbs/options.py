@@ -10,21 +10,32 @@ import os
 import re
 import threading
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from reprlib import repr as brief
 from typing import Any, Final, TypedDict, TypeVar
 
 import numpy as np
 
-from shmpar.errors import closest
 from shmpar.grid.axis import whole_number
 from shmpar.runtime.execution import Policy
 from shmpar.runtime.progress import Progress, observe
 from shmpar.tracebacks import hide_frames
-from shmpar.verbs.functions import signature_of
+from shmpar.verbs.functions import parameters_of
+from shmpar.verbs.other_names import suggestion
 
 
-class Options(TypedDict, total=False):
+class CommonOptions(TypedDict, total=False):
+    """Keywords of every verb except ``apply_along_axis``, and of every reduction."""
+
+    progress: Progress
+    on_error: str
+    fill_value: Any
+    retries: int
+    task_timeout: float | None
+    io_retries: int
+
+
+class Options(CommonOptions, total=False):
     """Keywords of every verb except ``apply_along_axis``.
 
     The defaults of `progress`, `on_error`, `retries` and `task_timeout` are those of the pool; the
@@ -71,28 +82,16 @@ class Options(TypedDict, total=False):
     """
 
     kwargs: Mapping[str, Any]
-    progress: Progress
-    on_error: str
-    fill_value: Any
-    retries: int
-    task_timeout: float | None
-    io_retries: int
     seed: int | Sequence[int] | None
     pass_out: bool
     ledger: str | os.PathLike[str] | None
     wait: bool
 
 
-class PassOptions(TypedDict, total=False):
+class PassOptions(CommonOptions, total=False):
     """Keywords of the verbs that pass over an array and return no blocks, as `histogram`."""
 
     chunks: Any
-    progress: Progress
-    on_error: str
-    fill_value: Any
-    retries: int
-    task_timeout: float | None
-    io_retries: int
 
 
 class ReductionOptions(PassOptions, total=False):
@@ -101,9 +100,7 @@ class ReductionOptions(PassOptions, total=False):
     keepdims: bool
 
 
-REDUCTION_OPTIONS: Final = (
-    "progress", "on_error", "fill_value", "retries", "task_timeout", "io_retries",
-)  # fmt: skip
+REDUCTION_OPTIONS: Final = tuple(CommonOptions.__annotations__)
 
 # Why a table: the verbs take them as ``**options``, and a signature shows their defaults.
 _DEFAULTS: Final[dict[str, Any]] = {
@@ -133,94 +130,6 @@ class Defaults(TypedDict):
     check: bool
 
 
-_OTHER_NAMES = {
-    "block": "wait",
-    "block_shape": "chunks",
-    "block_size": "chunks",
-    "blocks": "chunks",
-    "blocksize": "chunks",
-    "border": "boundary",
-    "cache": "ledger",
-    "checkpoint": "ledger",
-    "chunk_size": "chunks",
-    "chunksize": "chunks",
-    "cval": "boundary",
-    "dim": "axis",
-    "errors": "on_error",
-    "extra_arguments": "kwargs",
-    "extra_keywords": "kwargs",
-    "fill": "fill_value",
-    "func_kwargs": "kwargs",
-    "halo": "depth",
-    "kwds": "kwargs",
-    "meta": "dtype",
-    "mode": "boundary",
-    "output": "out",
-    "overlap": "depth",
-    "padding": "depth",
-    "progress_bar": "progress",
-    "random_state": "seed",
-    "restart": "ledger",
-    "resume": "ledger",
-    "retry": "retries",
-    "size": "chunks",
-    "tile_size": "chunks",
-    "tiles": "chunks",
-    "timeout": "task_timeout",
-    "verbose": "progress",
-}
-_TO_LEAVE_OUT = {
-    "align_arrays": "the inputs of a call have the same chunks",
-    "allow_rechunk": "the inputs of a call have the same chunks",
-    "batch_size": "a worker takes about a millisecond of rows at a time",
-    "chunk_size": "a worker takes about a millisecond of rows at a time",
-    "chunksize": "a worker takes about a millisecond of rows at a time",
-    "concatenate": "each block arrives whole",
-    "enforce_ndim": "the shape of each result is checked",
-    "max_nbytes": "arrays always travel through shared memory",
-    "mmap_mode": "blocks are read-only views of shared memory",
-    "name": "a result is computed at once, and needs no name",
-    "pre_dispatch": "workers take their items themselves",
-    "return_as": "with wait=False, run.completed() yields results as they come",
-    "size": "a chunk is one row or item",
-    "split_every": "partial results are combined in one step",
-    "temp_folder": "arrays lie in shared memory",
-    "token": "a result is computed at once, and needs no name",
-}
-_OF_POOL = {
-    "backend": "engine",
-    "engine": "engine",
-    "max_workers": "n_workers",
-    "n_jobs": "n_workers",
-    "n_workers": "n_workers",
-    "num_workers": "n_workers",
-    "inner_max_num_threads": "threads_per_worker",
-    "prefer": "engine",
-    "processes": "n_workers",
-    "require": "engine",
-    "scheduler": "engine",
-    "workers": "n_workers",
-}
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return advice for an unknown keyword: the name that was meant, as far as that is clear.
-
-    Examples
-    --------
-    >>> suggestion("chunksize", ["axis", "chunks"])
-    '; did you mean chunks=?'
-    """
-    known, other = list(known), _OTHER_NAMES.get(name, "")
-    if close := other if other in known else closest(name, known):
-        return f"; did you mean {close}=?"
-    if name in _OF_POOL:
-        return f"; a pool has it: shmpar.Pool({_OF_POOL[name]}=...)"
-    if name in _TO_LEAVE_OUT:
-        return f"; leave it out: {_TO_LEAVE_OUT[name]}"
-    return ""
-
-
 def _explain_unknown(verb: str, name: str, value: Any, pool: object, func: Any) -> str:
     """Return the message for a keyword that is neither of the verb nor an option."""
     text = f"{verb}() got an unexpected keyword argument {name!r}"
@@ -235,7 +144,7 @@ def _explain_unknown(verb: str, name: str, value: Any, pool: object, func: Any) 
     if not found and (takers := [one for one, parameters in own.items() if name in parameters]):
         found = f"; {' and '.join(takers)} take{'s' * (len(takers) == 1)} {name}="
     # Why: only a keyword that the function names, or that is like none of ours, can be meant so.
-    is_its_own = name in getattr(signature_of(func), "parameters", ())
+    is_its_own = name in parameters_of(func)
     return text + found + of_function * (is_its_own or not found)
 
 
@@ -577,9 +486,9 @@ class _SharedText:
     Cost: lines up to 8 MiB along the reduced axes are not cut; a worker copies such a line. Longer
     lines, and the whole array, take two passes each. The first takes a sample of each block, and
     the second the elements around the wanted ones. Both are a small part of a large array.
-    Integers of 8 and 16 bits, and elements that the sample does not enclose, take two other passes
-    after the sample. The first of these sorts a copy of each block. Of many quantiles at most
-    64 MiB of elements are taken at a time, by further passes.
+    Elements that the sample does not enclose take two passes more. Integers of 8 bits take a single
+    pass, which counts them. Of many quantiles at most 64 MiB of elements are taken at a time, by
+    further passes.
 
     With ``on_error="fill"`` a failed block is an error too, since no value stands for its elements.
     """

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from reprlib import repr as brief
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from shmpar.errors import format_count
 from shmpar.grid import Axis, Grid
-from shmpar.grid.axis import axis_number, per_axis, whole_number
+from shmpar.grid.axis import axes_tuple, output_axes, per_axis, whole_number
 from shmpar.memory.copying import is_masked, loses
 from shmpar.memory.layout import address_of, byte_bounds
 from shmpar.memory.locate import locate
@@ -21,7 +21,8 @@ from shmpar.runtime.outputs import Given, NewFile, NpyFile
 from shmpar.stores.store import Store, has_axes_of
 from shmpar.stores.targets import Target, ZarrPath, find_target, is_handle, is_same_store
 from shmpar.stores.units import check_one_writer
-from shmpar.verbs.arguments import Inputs
+from shmpar.verbs.arguments import Axes, Inputs
+from shmpar.verbs.labels import BlockLabels
 from shmpar.worker.environment import in_worker
 
 Array = np.ndarray[Any, Any]
@@ -105,24 +106,20 @@ def parse_output(
             f"{verb}: out= has {format_count(len(given), 'array')}, and dtype= has "
             f"{format_count(len(declared), 'dtype')}; pass one dtype per array, or none"
         )
-    pairs = list(zip(given, declared, strict=True))
-    found = tuple([due if isinstance(array, NewFile) else array.dtype for array, due in pairs])
-    for actual, due in zip(found, declared, strict=True):
-        if due is not None and due != actual:
-            raise ValueError(f"{verb}: out= has dtype {actual}, dtype= says {due}")
-    for one in targets:
+    found, named = [], []
+    for one, due in zip(targets, declared, strict=True):
+        dtype = due if isinstance(one.array, NewFile) else one.array.dtype
+        if due is not None and due != dtype:
+            raise ValueError(f"{verb}: out= has dtype {dtype}, dtype= says {due}")
         # Why in workers: these map an input a second time.
         if isinstance(one.array, np.ndarray) and (one.user is not None or in_worker()):
             _use_one_mapping(one.array, arrays)
-    in_place = _is_in_place(verb, given, arrays, in_place)
-    users = tuple([one.user for one in targets])
-    named = tuple(
-        [
-            due if one.is_path else dtype
-            for one, due, dtype in zip(targets, declared, found, strict=True)
-        ]
-    )
-    return OutputSpec(given, found, is_tuple, in_place=in_place, users=users, named=named)
+        found.append(dtype)
+        named.append(due if one.is_path else dtype)
+    return OutputSpec(
+        given, tuple(found), is_tuple, in_place=_is_in_place(verb, given, arrays, in_place),
+        users=tuple([one.user for one in targets]), named=tuple(named),
+    )  # fmt: skip
 
 
 def _entries(name: str, value: Any) -> tuple[Any, ...]:
@@ -157,20 +154,30 @@ def find_targets(verb: str, out: Any) -> Any:
     return find_target(verb, out) or out
 
 
-def written_units(
-    out: Any, ndim: int, drop: Sequence[int], new_axis: Any
-) -> list[tuple[Sequence[int | None], Store]]:
-    """Return the stores among the outputs, with the axes of the grid for their axes.
+def read_axes(
+    inputs: Inputs, out: Any, drop_axis: Any, new_axis: Any, out_chunks: Any
+) -> tuple[Axes, Any, Any]:
+    """Return ``drop_axis``, ``new_axis`` and ``out_chunks`` as positions; see to units of outputs.
 
     Parameters
     ----------
     out : object
         The result of :func:`find_targets`.
     """
-    axes = output_axes(ndim, drop, new_axis)
-    parts = out if isinstance(out, tuple) else (out,)
-    stores = [one.array for one in parts if isinstance(one, Target)]
-    return [(axes, one) for one in stores if isinstance(one, Store) and one.ndim == len(axes)]
+    if isinstance(new_axis, Iterator):  # Why: it can be read once.
+        new_axis = list(new_axis)
+    if isinstance(inputs.labels, BlockLabels):
+        drop_axis, new_axis, out_chunks = inputs.labels.placed(drop_axis, new_axis, out_chunks)
+    ndim = len(inputs.shape)
+    dropped = axes_tuple("drop_axis", drop_axis, ndim)
+    if out is not None and out_chunks is None:
+        axes = output_axes(ndim, dropped, new_axis)
+        parts = out if isinstance(out, tuple) else (out,)
+        stores = [one.array for one in parts if isinstance(one, Target)]
+        inputs.written = [
+            (axes, one) for one in stores if isinstance(one, Store) and one.ndim == len(axes)
+        ]
+    return dropped, new_axis, out_chunks
 
 
 def _parse_target(verb: str, out: Any) -> Target:
@@ -226,63 +233,50 @@ def _is_in_place(verb: str, given: Sequence[Given], arrays: Sequence[Any], allow
     files = [os.path.realpath(one.path) for one in given if isinstance(one, NewFile)]
     if len(set(files)) < len(files):
         raise ValueError(f"{verb}: two outputs are one file")
-    found = _is_store_in_place(verb, given, arrays, allowed)
-    arrays = [array for array in arrays if isinstance(array, np.ndarray)]
-    outputs = [array for array in given if isinstance(array, np.ndarray)]
-    for number, output in enumerate(outputs):
-        if any(_overlap(output, other) for other in outputs[:number]):
-            raise ValueError(f"{verb}: two outputs share memory")
-        for array in arrays:
-            if allowed and _is_same(output, array):
-                found = True
-            elif _overlap(output, array):
-                remedy = "another output" + allowed * ", or the very input to work in place"
-                raise ValueError(
-                    f"{verb}: out= (shape {output.shape}) shares memory with an input (shape "
-                    f"{array.shape}), so chunks would read the results of others; pass {remedy}"
-                )
-    return found
-
-
-def _is_store_in_place(
-    verb: str, given: Sequence[Given], arrays: Sequence[Any], allowed: bool
-) -> bool:
-    """Return whether an output is the store of an input; raise ``ValueError`` if that is wrong."""
-    if not any(isinstance(one, Store) for one in (*given, *arrays)):
-        return False
-    outputs = [one for one in given if isinstance(one, Store | np.ndarray)]
+    outputs = [one for one in given if isinstance(one, np.ndarray | Store)]
     found = False
     for number, output in enumerate(outputs):
         where = getattr(output, "where", f"shape {output.shape}")
-        if any(is_same_store(output, other) for other in outputs[:number]):
-            raise ValueError(f"{verb}: two outputs are one store ({where})")
+        for other in outputs[:number]:
+            if shared := _shared(output, other):
+                both = "share memory" if shared == _IN_MEMORY else f"are one store ({where})"
+                raise ValueError(f"{verb}: two outputs {both}")
         for array in arrays:
-            if not is_same_store(output, array):
+            if not (shared := _shared(output, array)):
                 continue
-            found = True
-            if not (allowed and has_axes_of(output, array)):
+            in_memory = shared == _IN_MEMORY
+            found = allowed and (_is_same if in_memory else has_axes_of)(output, array)
+            if not found:
+                shape = f" (shape {array.shape})" if in_memory else ""
+                or_same = ", or the very input to work in place" if in_memory and allowed else ""
                 raise ValueError(
-                    f"{verb}: out= ({where}) is the store of an input, so chunks would read the "
-                    "results of others; pass another output"
+                    f"{verb}: out= ({where}) {shared} an input{shape}, so chunks would read the "
+                    f"results of others; pass another output{or_same}"
                 )
     return found
 
 
 def check_apart(verb: str, outputs: Sequence[Array | Store], held: Iterable[Any]) -> None:
     """Raise ``ValueError`` if an array that the function holds is, or overlaps, an output."""
-    memory = [output for output in outputs if isinstance(output, np.ndarray)]
-    stores = [output for output in outputs if isinstance(output, Store)]
     for array in held:
-        if issubclass(type(array), np.ndarray):
-            shared = "shares memory with" if any(_overlap(one, array) for one in memory) else ""
-        else:
-            shared = "is the store of" if any(is_handle(one, array) for one in stores) else ""
-        if shared:
+        if shared := next(filter(None, (_shared(one, array) for one in outputs)), ""):
             raise ValueError(
                 f"{verb}: out= {shared} an array (shape {array.shape}) that the function holds or "
                 "gets as an item, so chunks would read the results of others; pass another output, "
                 "or a copy to the function"
             )
+
+
+_IN_MEMORY: Final = "shares memory with"
+
+
+def _shared(output: Any, other: Any) -> str:
+    """Return how an output and another object are the same array, as a verb; empty if not."""
+    if not issubclass(type(other), np.ndarray):
+        return "is the store of" if is_handle(output, other) else ""
+    if isinstance(output, np.ndarray):
+        return _IN_MEMORY if _overlap(output, other) else ""
+    return "is the store of" if is_same_store(output, other) else ""
 
 
 def _use_one_mapping(output: Array, arrays: list[Any]) -> None:
@@ -302,7 +296,7 @@ def _use_one_mapping(output: Array, arrays: list[Any]) -> None:
             arrays[number] = output
 
 
-def _is_same(one: Array, other: Array) -> bool:
+def _is_same(one: Any, other: Any) -> bool:
     same_place = address_of(one) == address_of(other) and one.strides == other.strides
     return same_place and one.shape == other.shape and one.dtype == other.dtype
 
@@ -351,28 +345,6 @@ def check_stores(plan: Plan, given: Sequence[Given]) -> None:
             check_one_writer(plan, one.shape, one.unit, one.where.removeprefix("file://"))
 
 
-def _listed(axes: Any) -> list[Any]:
-    # Why: a single axis may be an array without axes, which has no items.
-    several = isinstance(axes, Iterable) and getattr(axes, "ndim", 1) > 0
-    return list(axes) if several else [axes]
-
-
-def axes_tuple(name: str, axes: Any, ndim: int) -> tuple[int, ...]:
-    """Read an axis or a sequence of axes, which may count from the end.
-
-    Examples
-    --------
-    >>> axes_tuple("drop_axis", [-1, 0], 3)
-    (0, 2)
-    """
-    if axes is None:
-        return ()
-    found = sorted(axis_number(axis, ndim, name) for axis in _listed(axes))
-    if len(set(found)) != len(found):
-        raise ValueError(f"{name}: {axes} names an axis twice")
-    return tuple(found)
-
-
 def declared_shape(chunks: Any, out: Any) -> tuple[int, ...] | None:
     """Return the shape that ``chunks=`` or ``out=`` gives to a call without an array.
 
@@ -388,22 +360,6 @@ def declared_shape(chunks: Any, out: Any) -> tuple[int, ...] | None:
     first = out[0] if isinstance(out, tuple) and out else out
     first = first.array if isinstance(first, Target) else first
     return first.shape if isinstance(first, np.ndarray | Store) and first.ndim else None
-
-
-def output_axes(ndim: int, drop: Sequence[int], new_axis: Any) -> list[int | None]:
-    """Return for each axis of the output the axis of the grid; None for a new one.
-
-    Examples
-    --------
-    >>> output_axes(3, (1,), 0)
-    [None, 0, 2]
-    """
-    axes: list[int | None] = [axis for axis in range(ndim) if axis not in drop]
-    if new_axis is not None:
-        added = _listed(new_axis)
-        for axis in axes_tuple("new_axis", added, len(axes) + len(added)):
-            axes.insert(axis, None)
-    return axes
 
 
 def place_blocks(

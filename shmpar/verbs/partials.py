@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from shmpar.grid import Axis, Grid
+from shmpar.grid.axis import axes_tuple
 from shmpar.grid.grid import LEAST_BYTES
 from shmpar.plan import InBlocks, PerChunk
 from shmpar.verbs.arguments import as_input, blocks
 from shmpar.verbs.call import Call, Caller
-from shmpar.verbs.options import REDUCTION_OPTIONS, suggestion
-from shmpar.verbs.outputs import OutputSpec, axes_tuple
+from shmpar.verbs.options import REDUCTION_OPTIONS
+from shmpar.verbs.other_names import suggestion
+from shmpar.verbs.outputs import OutputSpec
 
 Array = np.ndarray[Any, Any]
 Axes = tuple[int, ...]
@@ -57,10 +59,26 @@ class Partials(Caller):
     def _reduced(
         self, verb: str, whole: Any, array: Any, axis: Any, options: Any, *steps: Any, **final: Any
     ) -> Any:
-        """Reduce an array along axes; the other arguments are those of :meth:`_reduce`."""
-        chunks, keepdims = options.pop("chunks", "auto"), options.pop("keepdims", False)
+        """Reduce each block of an array along axes, then the partial results.
+
+        Parameters
+        ----------
+        whole : callable
+            Reduces a whole array.
+        *steps : callable
+            Reductions of a block and of the partial results; without them, that of the array.
+        **final
+            Keyword arguments of the reductions of the whole array and of the partial results.
+        """
+        chunks, final["keepdims"] = options.pop("chunks", "auto"), options.pop("keepdims", False)
         call = self._reduction(verb, whole, array, options)
-        return self._reduce(call, axis, chunks, *steps, keepdims=keepdims, **final)
+        (values,), (block, combine) = call.inputs.arrays, steps or (whole, whole)
+        axis = tuple(axis) if isinstance(axis, list) else axis
+        if values.size == 0 or values.ndim == 0:
+            return whole(values[...], axis=axis, **final)
+        axes = self._axes(call, axis)
+        partials = self._map(call, partial(block, axis=axes, keepdims=True), chunks, axes)
+        return combine(partials, axis=axes, **final)
 
     def _folded(
         self, verb: str, array: Any, axis: Any, dtype: Any, options: Any, *steps: Any
@@ -72,25 +90,6 @@ class Partials(Caller):
         block, combine = (partial(one, dtype=np.float32 if half else dtype) for one in steps)
         total = self._reduced(verb, block, values, axis, options, block, combine)
         return total.astype(np.float16) if half else total
-
-    def _reduce(self, call: Call, axis: Any, chunks: Any, *steps: Any, **final: Any) -> Any:
-        """Reduce each block, then the partial results.
-
-        Parameters
-        ----------
-        *steps : callable
-            Reductions of a block and of the partial results; without them, that of the call.
-        **final
-            Keyword arguments of the reductions of the whole array and of the partial results.
-        """
-        (values,), whole = call.inputs.arrays, call.func
-        block, combine = steps or (whole, whole)
-        axis = tuple(axis) if isinstance(axis, list) else axis
-        if values.size == 0 or values.ndim == 0:
-            return whole(values[...], axis=axis, **final)
-        axes = self._axes(call, axis)
-        partials = self._map(call, partial(block, axis=axes, keepdims=True), chunks, axes)
-        return combine(partials, axis=axes, **final)
 
     def _axes(self, call: Call, axis: Any) -> Axes:
         """Return the reduced axes, after NumPy has checked them and the dtype."""

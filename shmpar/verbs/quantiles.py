@@ -1,14 +1,23 @@
-"""Medians and quantiles, block by block.
+"""Medians and quantiles, block by block, and the selection of elements by their rank.
 
 NumPy computes short lines, several in a block. Longer ones are selected by rank, and NumPy
 interpolates between the selected elements.
+
+Guarantees
+----------
+- The selected elements are exactly those of the sorted array, for any chunks.
+- The first pass takes a random sample of each block; of integers of 8 bits it takes the counts.
+- The second pass takes the elements between two values of the sample that enclose a wanted element,
+  and counts those below (Floyd and Rivest, 1975). It takes at most about 64 MiB at a time, so many
+  ranks need several passes.
+- If the values do not enclose it, both passes are repeated for the elements beyond them.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, Unpack
 
@@ -20,13 +29,95 @@ from shmpar.verbs.call import Call
 from shmpar.verbs.options import ReductionOptions, with_shared_text
 from shmpar.verbs.outputs import place_blocks
 from shmpar.verbs.partials import Axes, Partials
-from shmpar.verbs.selection import Selection
 
 Array = np.ndarray[Any, Any]
-Finish = Callable[[Selection], Any]  # the result of one line
+Collect = Callable[[Callable[[Array], Any]], list[Any]]  # the results of a function for all blocks
+Keep = Callable[[Array], Array]
 
 # Why: NumPy copies a line before it reorders its elements.
 _LINE_BYTES: Final = 8 << 20
+_MOST_BYTES: Final = 64 << 20
+_SAMPLED: Final = 64  # elements of a block for each that the sample has
+_WHOLE: Final = 1 << 12  # elements of a block that is its own sample
+_MARGIN: Final = 4  # standard deviations of a rank in the sample
+
+
+class Selection:
+    """The elements of an array in order, NaN left out.
+
+    Parameters
+    ----------
+    collect : callable
+        Calls a function for all blocks of the array.
+    keep : callable, optional
+        Returns those elements of a block that take part.
+
+    Attributes
+    ----------
+    nans, size : int
+        Number of NaN and of other elements.
+
+    Examples
+    --------
+    >>> parts = np.array_split(np.arange(100) * 7 % 100, 3)
+    >>> selection = Selection(lambda function: [function(part) for part in parts])
+    >>> selection.at([0, 50, 99])
+    array([ 0, 50, 99])
+    """
+
+    def __init__(self, collect: Collect, keep: Keep = np.ravel) -> None:
+        self._collect, self._keep = collect, keep
+        parts = collect(partial(_sample, keep=keep))
+        self.nans = sum(nans for nans, *_ in parts)
+        self.size = sum(size for _, size, *_ in parts)
+        self._is_whole = all(is_whole for *_, is_whole in parts)
+        sample, weights = (np.concatenate([part[k] for part in parts]) for k in (2, 3))
+        # Why: several arrays are joined in the byte order of this machine.
+        sample = sample.astype(parts[0][2].dtype, copy=False)
+        order = sample.argsort(kind="stable")
+        self._sample, self._up_to = sample[order], weights[order].cumsum()
+
+    def at(self, ranks: Sequence[Any]) -> Array:
+        """Return the elements of these ranks."""
+        if self._is_whole:
+            return self._sample[np.searchsorted(self._up_to, ranks, "right")]
+        found = np.empty(len(ranks), self._sample.dtype)
+        count, share = len(self._sample), np.asarray(ranks) / self.size
+        reach = 2 + _MARGIN * np.sqrt(count * share * (1 - share))
+        places = np.searchsorted(self._up_to, ranks)
+        lows = np.clip(places - reach, 0, count - 1).astype(np.intp)
+        highs = np.clip(places + reach, 0, count - 1).astype(np.intp)
+        most = _MOST_BYTES * count // (self.size * found.itemsize)
+        todo = np.arange(len(ranks))
+        while todo.size:
+            room = np.cumsum(highs[todo] - lows[todo]) <= most
+            room[0] = True
+            now, todo = todo[room], todo[~room]
+            limits = [(self._sample[lows[k]], self._sample[highs[k]]) for k in now]
+            parts = self._collect(partial(_around, keep=self._keep, limits=limits))
+            for k, (low, high), *each in zip(now, limits, *parts, strict=True):
+                below, up_to, after = (sum(one[n] for one in each) for n in range(3))
+                inside = np.concatenate([one[3] for one in each])
+                rank = ranks[k]
+                if rank < below:
+                    found[k] = self._beyond(np.less, low, rank)
+                elif rank < up_to:
+                    found[k] = low
+                elif rank < up_to + len(inside):
+                    found[k] = np.partition(inside, rank - up_to)[rank - up_to]
+                elif rank < after:
+                    found[k] = high
+                else:
+                    found[k] = self._beyond(np.greater, high, rank - after)
+        return found
+
+    def _beyond(self, compare: Any, limit: Any, rank: Any) -> Any:
+        """Return the element of a rank among those beyond a limit, which the sample missed."""
+        keep = partial(_compared, keep=self._keep, compare=compare, limit=limit)
+        return Selection(self._collect, keep).at([rank])[0]
+
+
+Finish = Callable[[Selection], Any]  # the result of one line
 
 
 @with_shared_text
@@ -182,19 +273,12 @@ class Quantiles(Partials):
             found = self._quantile(whole, array, np.ravel(q), axis, method, options)
             return found.reshape(shape + found.shape[1:])
         percent = "percentile" in whole.__name__
-        finish = partial(_interpolated, q=q, percent=percent, method=method)
+        finish = partial(interpolated, q=q, percent=percent, method=method)
         of_array = partial(whole, q=q, method=method)
         return self._selected(of_array, finish, array, axis, options, ndim=len(shape))
 
     def _selected(
-        self,
-        whole: Any,
-        finish: Finish,
-        array: Any,
-        axis: Any,
-        options: Any,
-        *,
-        ndim: int = 0,
+        self, whole: Any, finish: Finish, array: Any, axis: Any, options: Any, *, ndim: int = 0
     ) -> Any:
         """Reduce each line along the axes to a result of `ndim` axes, which come first."""
         chunks, keepdims = options.pop("chunks", "auto"), options.pop("keepdims", False)
@@ -249,12 +333,60 @@ def _with(grid: Grid, lengths: dict[int, int]) -> Grid:
     return Grid(tuple(one.get(k, axis) for k, axis in enumerate(grid.axes)))
 
 
+def _compared(block: Array, keep: Keep, compare: Any, limit: Any) -> Array:
+    values = keep(block)
+    with np.errstate(invalid="ignore"):  # Why: of complex NaN.
+        found: Array = values[compare(values, limit)]
+    return found
+
+
+def _sample(block: Array, keep: Keep) -> tuple[int, int, Array, Array, bool]:
+    """Return the numbers of NaN and of other elements of a block, and some of its elements.
+
+    They come with the number of elements that each of them stands for, and True if it is exact.
+    """
+    values = keep(block)
+    nans = int(np.count_nonzero(np.isnan(values))) if values.dtype.kind in "fcmM" else 0
+    size = len(values) - nans
+    if values.dtype.kind in "biu" and values.itemsize == 1:
+        counts = np.bincount(values.view("u1"))
+        there = np.flatnonzero(counts)
+        return nans, size, there.astype("u1").view(values.dtype), counts[there], True
+    is_whole = size <= _WHOLE
+    if is_whole:
+        chosen = values
+    else:
+        # Why a seed: a pass that is repeated for a lost worker takes the same elements.
+        rng, count = np.random.default_rng(len(values)), max(_WHOLE, len(values) // _SAMPLED)
+        chosen = values[rng.integers(0, len(values), count)]
+    if nans:
+        some = chosen[~np.isnan(chosen)]
+        # Why: a random sample may have NaN alone.
+        chosen = some if len(some) else values[~np.isnan(values)]
+    return nans, size, chosen, np.full(len(chosen), size / max(len(chosen), 1)), is_whole
+
+
+def _around(block: Array, keep: Keep, limits: Sequence[tuple[Any, Any]]) -> list[Any]:
+    """Return, for each pair, counts of elements and the elements between its ends.
+
+    The counts are of elements below the low end, up to it, and up to the high end.
+    """
+    values, found = keep(block), []
+    for low, high in limits:
+        with np.errstate(invalid="ignore"):  # Why: of complex NaN.
+            below = int(np.count_nonzero(values < low))
+            near = values[(values >= low) & (values <= high)]
+        up_to = below + int(np.count_nonzero(near == low))
+        found.append((below, up_to, below + len(near), near[(near > low) & (near < high)]))
+    return found
+
+
 def _median(selection: Selection) -> Any:
     size = selection.size
     return np.median(selection.at(sorted({(size - 1) // 2, size // 2})))
 
 
-def _interpolated(selection: Selection, q: Any, *, percent: bool, method: str) -> Any:
+def interpolated(selection: Selection, q: Any, *, percent: bool, method: str) -> Any:
     """Return the quantiles of all elements, in the arithmetic of NumPy."""
     place_of, weight_of = _METHODS[method]
     size, share = selection.size, np.asarray(np.true_divide(q, 100) if percent else q)

@@ -18,7 +18,7 @@ import numpy as np
 
 from shmpar.runtime.error_texts import warn_user
 from shmpar.verbs.arguments import as_input
-from shmpar.verbs.blocks import BlockVerbs, RowVerbs
+from shmpar.verbs.blocks import Verbs
 from shmpar.verbs.counts import Counts
 from shmpar.verbs.labels import with_axis_names
 from shmpar.verbs.options import ReductionOptions, with_shared_text
@@ -30,15 +30,11 @@ Array = np.ndarray[Any, Any]
 
 @with_axis_names
 @with_shared_text
-class Reductions(Quantiles, Counts, BlockVerbs, RowVerbs):
+class Reductions(Quantiles, Counts, Verbs):
     """Gives a pool all verbs: NumPy's reductions, and the verbs of blocks and rows."""
 
     def sum(
-        self,
-        array: Any,
-        axis: Any = None,
-        dtype: Any = None,
-        **options: Unpack[ReductionOptions],
+        self, array: Any, axis: Any = None, dtype: Any = None, **options: Unpack[ReductionOptions]
     ) -> Any:
         """Sum, as :func:`numpy.sum`.
 
@@ -78,12 +74,7 @@ class Reductions(Quantiles, Counts, BlockVerbs, RowVerbs):
         """
         return self._folded("sum", array, axis, dtype, options, np.sum, np.sum)
 
-    def min(
-        self,
-        array: Any,
-        axis: Any = None,
-        **options: Unpack[ReductionOptions],
-    ) -> Any:
+    def min(self, array: Any, axis: Any = None, **options: Unpack[ReductionOptions]) -> Any:
         """Smallest element, as :func:`numpy.min`.
 
         {extreme}
@@ -97,12 +88,7 @@ class Reductions(Quantiles, Counts, BlockVerbs, RowVerbs):
         """
         return self._reduced("min", np.min, array, axis, options)
 
-    def max(
-        self,
-        array: Any,
-        axis: Any = None,
-        **options: Unpack[ReductionOptions],
-    ) -> Any:
+    def max(self, array: Any, axis: Any = None, **options: Unpack[ReductionOptions]) -> Any:
         """Largest element, as :func:`numpy.max`.
 
         {extreme}
@@ -117,11 +103,7 @@ class Reductions(Quantiles, Counts, BlockVerbs, RowVerbs):
         return self._reduced("max", np.max, array, axis, options)
 
     def mean(
-        self,
-        array: Any,
-        axis: Any = None,
-        dtype: Any = None,
-        **options: Unpack[ReductionOptions],
+        self, array: Any, axis: Any = None, dtype: Any = None, **options: Unpack[ReductionOptions]
     ) -> Any:
         """Arithmetic mean, as :func:`numpy.mean`.
 
@@ -256,15 +238,10 @@ class Reductions(Quantiles, Counts, BlockVerbs, RowVerbs):
         ...     float(pool.std([1, 1, 5, 5]))
         2.0
         """
-        found = self._variance("std", array, axis, dtype, ddof, options)
-        return np.sqrt(found)
+        return np.sqrt(self._variance("std", array, axis, dtype, ddof, options))
 
     def prod(
-        self,
-        array: Any,
-        axis: Any = None,
-        dtype: Any = None,
-        **options: Unpack[ReductionOptions],
+        self, array: Any, axis: Any = None, dtype: Any = None, **options: Unpack[ReductionOptions]
     ) -> Any:
         """Product, as :func:`numpy.prod`.
 
@@ -280,11 +257,7 @@ class Reductions(Quantiles, Counts, BlockVerbs, RowVerbs):
         return self._folded("prod", array, axis, dtype, options, np.prod, np.prod)
 
     def nansum(
-        self,
-        array: Any,
-        axis: Any = None,
-        dtype: Any = None,
-        **options: Unpack[ReductionOptions],
+        self, array: Any, axis: Any = None, dtype: Any = None, **options: Unpack[ReductionOptions]
     ) -> Any:
         """Sum of the elements that are not NaN, as :func:`numpy.nansum`.
 
@@ -299,12 +272,7 @@ class Reductions(Quantiles, Counts, BlockVerbs, RowVerbs):
         """
         return self._folded("nansum", array, axis, dtype, options, np.nansum, np.sum)
 
-    def any(
-        self,
-        array: Any,
-        axis: Any = None,
-        **options: Unpack[ReductionOptions],
-    ) -> Any:
+    def any(self, array: Any, axis: Any = None, **options: Unpack[ReductionOptions]) -> Any:
         """Return whether any element is true, as :func:`numpy.any`.
 
         {exact}
@@ -318,12 +286,7 @@ class Reductions(Quantiles, Counts, BlockVerbs, RowVerbs):
         """
         return self._reduced("any", np.any, array, axis, options)
 
-    def all(
-        self,
-        array: Any,
-        axis: Any = None,
-        **options: Unpack[ReductionOptions],
-    ) -> Any:
+    def all(self, array: Any, axis: Any = None, **options: Unpack[ReductionOptions]) -> Any:
         """Return whether all elements are true, as :func:`numpy.all`.
 
         {exact}
@@ -337,12 +300,7 @@ class Reductions(Quantiles, Counts, BlockVerbs, RowVerbs):
         """
         return self._reduced("all", np.all, array, axis, options)
 
-    def nanmin(
-        self,
-        array: Any,
-        axis: Any = None,
-        **options: Unpack[ReductionOptions],
-    ) -> Any:
+    def nanmin(self, array: Any, axis: Any = None, **options: Unpack[ReductionOptions]) -> Any:
         """Smallest element that is not NaN, as :func:`numpy.nanmin`.
 
         {exact}
@@ -358,12 +316,7 @@ class Reductions(Quantiles, Counts, BlockVerbs, RowVerbs):
         steps = np.nanmin, array, axis, options, np.fmin.reduce, np.nanmin
         return self._reduced("nanmin", *steps)
 
-    def nanmax(
-        self,
-        array: Any,
-        axis: Any = None,
-        **options: Unpack[ReductionOptions],
-    ) -> Any:
+    def nanmax(self, array: Any, axis: Any = None, **options: Unpack[ReductionOptions]) -> Any:
         """Largest element that is not NaN, as :func:`numpy.nanmax`.
 
         {exact}
@@ -380,11 +333,7 @@ class Reductions(Quantiles, Counts, BlockVerbs, RowVerbs):
         return self._reduced("nanmax", *steps)
 
     def nanmean(
-        self,
-        array: Any,
-        axis: Any = None,
-        dtype: Any = None,
-        **options: Unpack[ReductionOptions],
+        self, array: Any, axis: Any = None, dtype: Any = None, **options: Unpack[ReductionOptions]
     ) -> Any:
         """Arithmetic mean of the elements that are not NaN, as :func:`numpy.nanmean`.
 
@@ -485,7 +434,7 @@ class Reductions(Quantiles, Counts, BlockVerbs, RowVerbs):
         def combine(parts: Any, axis: Axes, *, keepdims: bool) -> Any:
             sums, counts = parts if may_be_nan else (parts, None)
             total = np.sum(sums, axis=axis, dtype=wide, keepdims=keepdims)
-            number: Any = np.intp(_count(values, axis))
+            number: Any = np.intp(math.prod(values.shape[k] for k in axis))
             if counts is not None:
                 number = counts.sum(axis=axis, keepdims=keepdims)
                 if not np.all(number):
@@ -529,10 +478,6 @@ class Reductions(Quantiles, Counts, BlockVerbs, RowVerbs):
         steps = partial(_nan_moments if may_be_nan else _moments, dtype=wide), combine
         of_array = partial(getattr(np, verb.replace("std", "var")), dtype=dtype)
         return self._reduced(verb, of_array, values, axis, options, *steps, ddof=ddof)
-
-
-def _count(values: Array, axes: Axes) -> int:
-    return math.prod(values.shape[axis] for axis in axes)
 
 
 def _sum_and_count(block: Array, axis: Axes, *, keepdims: bool, add: Any) -> tuple[Any, Any]:

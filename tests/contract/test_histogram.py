@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import shmpar
-from shmpar.verbs.selection import Selection
+from shmpar.verbs.quantiles import Selection
 from tests.contract.comparison import failed, outcome, same_class
 
 pytestmark = pytest.mark.usefixtures("numpy_may_warn")
