@@ -90,7 +90,7 @@ def test_windows_travel_to_hosts_that_share_no_memory(
     client: Any, local: shmpar.Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Inputs and outputs of 1 MB take little more bytes than they have."""
-    for module in ("transport", "dask"):
+    for module in ("messages", "dask"):
         monkeypatch.setattr(f"shmpar.cluster.{module}.machine", lambda: "another machine")
     image = np.random.default_rng(3).random((400, 320))
     with shmpar.Pool(engine=client) as pool:
@@ -256,7 +256,7 @@ def test_a_host_that_is_killed_while_windows_are_sent_to_it(
     client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others get its windows, and nobody takes it for a host that cannot be reached."""
-    for module in ("transport", "dask"):
+    for module in ("messages", "dask"):
         monkeypatch.setattr(f"shmpar.cluster.{module}.machine", lambda: "another machine")
     rows = np.random.default_rng(4).random((48, 250_000))
     with warnings.catch_warnings(), shmpar.Pool(engine=client, host_timeout=20) as pool:
@@ -463,7 +463,7 @@ def test_engines_by_name_and_address(client: Any) -> None:
 
 def test_an_open_scheduler_on_another_machine_gets_a_warning() -> None:
     """A scheduler that anybody can use is named, once."""
-    from shmpar.cluster.transport import warn_if_open
+    from shmpar.cluster.dask import warn_if_open
 
     with pytest.warns(shmpar.SecurityWarning, match="neither encrypted nor authenticated"):
         warn_if_open("tcp://10.1.2.3:8786")

@@ -19,8 +19,7 @@ import numpy as np
 import pytest
 
 import shmpar
-from shmpar.cluster.executor import ExecutorTransport
-from shmpar.cluster.transport import HostDown, HostUp
+from shmpar.cluster.transport import ExecutorTransport, HostDown, HostUp
 from tests import cluster_contract as contract
 from tests import pools
 from tests.cluster_contract import processes
@@ -99,8 +98,8 @@ def test_windows_travel_to_hosts_on_other_machines(
     executor: Executor, local: shmpar.Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A host that cannot map the memory of the client is sent the windows of inputs."""
-    monkeypatch.setattr("shmpar.cluster.transport.machine", lambda: "another machine")
-    monkeypatch.setattr("shmpar.cluster.executor.machine", lambda: "another machine")
+    for module in ("messages", "transport"):
+        monkeypatch.setattr(f"shmpar.cluster.{module}.machine", lambda: "another machine")
     shared = local.array(contract.IMAGE)
     with shmpar.Pool(engine=executor, hosts=2) as pool:
         for name in contract.CALLS:
@@ -108,6 +107,26 @@ def test_windows_travel_to_hosts_on_other_machines(
                 contract.check_call(name, pool, local)
         found = pool.map_blocks(contract.smooth, shared, chunks=17, wait=False).result()
         assert np.array_equal(found, local.map_blocks(contract.smooth, shared, chunks=17))
+
+
+def test_a_span_with_windows_of_shared_memory_is_bounded(
+    lone: Executor, local: shmpar.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host elsewhere is sent no more at once of a shared array than of any other."""
+    for module in ("messages", "transport"):
+        monkeypatch.setattr(f"shmpar.cluster.{module}.machine", lambda: "another machine")
+    monkeypatch.setattr("shmpar.cluster.spans.SPAN_BYTES", 1 << 18)
+    sent, send = [], ExecutorTransport.send
+
+    def measured(self: Any, token: int, host: str, work: Any, head: Any) -> None:
+        sent.append(work.nbytes)
+        send(self, token, host, work, head)
+
+    monkeypatch.setattr(ExecutorTransport, "send", measured)
+    rows = local.array(np.random.default_rng(2).random((60, 4_000)))
+    with shmpar.Pool(engine=lone) as pool:
+        assert pool.parallel_map(np.sum, rows).tolist() == [row.sum() for row in rows]
+    assert rows[0].nbytes < max(sent) <= 1 << 18
 
 
 def test_the_first_exception_stops_the_others(cluster: shmpar.Pool, tmp_path: Path) -> None:
@@ -258,7 +277,7 @@ class Flapping(ExecutorTransport):
             self.inside.set()
             self.go.wait()
             self._tell(HostDown("host-0", "for a moment"))
-            self._tell(HostUp("host-0", 1, True, "host-0"))
+            self._tell(HostUp("host-0", 1, True))
         super().send(*args)
 
 
@@ -273,7 +292,7 @@ def test_a_run_that_begins_while_its_host_comes_back(
             file.write(f"{int(row[0])}\n")
         return float(row[0])
 
-    monkeypatch.setattr("shmpar.cluster.executor.ExecutorTransport", Flapping)
+    monkeypatch.setattr("shmpar.cluster.connect.ExecutorTransport", Flapping)
     with shmpar.Pool(engine=lone) as pool:
         call = pool.submit(abs, -1)
         assert Flapping.inside.wait(60)

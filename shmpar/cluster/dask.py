@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from distributed import Client, Future, Security
 from distributed.client import _wait
 from distributed.comm.addressing import parse_address, parse_host_port
@@ -30,28 +30,10 @@ from distributed.protocol import to_serialize
 from distributed.utils_comm import gather_from_workers
 
 from shmpar.cluster import host as serving
-from shmpar.cluster.messages import (
-    Head,
-    Missing,
-    Probe,
-    Settings,
-    Span,
-    Submitted,
-    Versions,
-    machine,
-)
-from shmpar.cluster.transport import (
-    LANES,
-    Answer,
-    Broken,
-    HostDown,
-    HostUp,
-    Report,
-    warn_if_open,
-)
-from shmpar.errors import summarize
-
-Array = np.ndarray[Any, Any]
+from shmpar.cluster.messages import Head, Probe, Settings, Span, Submitted, Versions, machine
+from shmpar.cluster.transport import Answer, Broken, HostDown, HostUp, Report
+from shmpar.errors import SecurityWarning, summarize
+from shmpar.runtime.error_texts import levels_to_user
 
 _MOST_HOSTS = 256
 _INLINE = 64 << 10  # bytes of windows, and of a head, that go with the task: it saves messages
@@ -153,6 +135,30 @@ class _Listeners:
 _listeners: weakref.WeakKeyDictionary[Client, _Listeners] = weakref.WeakKeyDictionary()
 
 
+def warn_if_open(address: str) -> None:
+    """Warn of a scheduler on another machine that anybody can use.
+
+    Examples
+    --------
+    >>> warn_if_open("tcp://127.0.0.1:8786"), warn_if_open("tls://10.0.0.1:8786")
+    (None, None)
+    """
+    scheme, _, rest = address.partition("://")
+    name = rest.rpartition(":")[0].strip("[]") or rest
+    try:
+        local = ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        local = name in {"localhost", ""}
+    if scheme in {"tcp", "ws", "ucx"} and not local:
+        warnings.warn(
+            f"{address} is neither encrypted nor authenticated: anybody who reaches it can run "
+            "code on its hosts and read your data; use tls:// with a Security of distributed, or "
+            "a network that nobody else reaches",
+            SecurityWarning,
+            stacklevel=levels_to_user(),
+        )
+
+
 class DaskTransport:
     """Hosts are the workers of a Dask cluster.
 
@@ -167,13 +173,12 @@ class DaskTransport:
     name = "dask"
     hosts = _MOST_HOSTS
     places = 0
+    _settings: Settings
+    _tell: Callable[[Report], object]
 
     def __init__(self, client: Client, *, own: bool = False) -> None:
         self.client, self._own = client, own
-        self._tell: Callable[[Report], object] = lambda _: None
-        self._settings: Settings | None = None
-        self._heads: dict[tuple[int, str], Any] = {}  # futures, by run and host
-        self._told: dict[tuple[int, str], int] = {}  # tasks that a small head went with
+        self._heads: dict[tuple[int, str], Any] = {}  # futures of large ones, by run and host
         self._workers: dict[str, int] = {}  # local workers of each host
         self._serving: dict[int, tuple[str, asyncio.Task[None]]] = {}
         self._asked: dict[int, Any] = {}  # futures of Dask, by token
@@ -193,7 +198,6 @@ class DaskTransport:
         self._later(self._begin()).result()
 
     async def _begin(self) -> None:
-        assert self._settings is not None
         client, pool = self.client, self._settings.pool
         listeners = _listeners.get(client)
         if listeners is None:
@@ -230,10 +234,8 @@ class DaskTransport:
         self._tell(HostDown(worker, reason))
 
     def _drop_heads(self, chosen: Callable[[tuple[int, str]], bool]) -> None:
-        """Forget that hosts have heads."""
-        for known in (self._heads, self._told):
-            for key in [key for key in known if chosen(key)]:
-                del known[key]
+        """Have hosts drop large heads."""
+        self._heads = {key: one for key, one in self._heads.items() if not chosen(key)}
 
     def _drop(self, token: int) -> None:
         """Wait for an answer no longer."""
@@ -257,7 +259,6 @@ class DaskTransport:
         """Compare the versions of workers with those of this process, and report the workers."""
         if not workers or self._ended:
             return
-        assert self._settings is not None
         try:
             probes: dict[str, Any] = await self.client.run(
                 serving.probe, workers=list(workers), on_error="return"
@@ -276,7 +277,7 @@ class DaskTransport:
             count = self._settings.workers or workers[worker]["nthreads"]
             self._workers[worker] = count
             memory, calls = workers[worker].get("memory_limit") or 0, workers[worker]["nthreads"]
-            self._tell(HostUp(worker, count, found.machine == here, worker, memory, calls))
+            self._tell(HostUp(worker, count, found.machine == here, memory, calls))
 
     async def _watch(self) -> None:
         """Report the end of the connection to the scheduler, and the workers that it has.
@@ -320,12 +321,7 @@ class DaskTransport:
         self, token: int, host: str, work: Span | Submitted, head: Head | None
     ) -> None:
         try:
-            value = await self._ask(token, host, work, head)
-            # Why: it drops a head that it has not used for long.
-            if isinstance(value, Missing) and value.part == "head":
-                self._drop_heads(lambda key: key == (work.run, host))  # type: ignore[union-attr]
-                value = await self._ask(token, host, work, head)
-            answer = Answer(token, value, None)
+            answer = Answer(token, await self._ask(token, host, work, head))
         except asyncio.CancelledError as error:
             self._lost_track(token, host, f"its task was cancelled ({error})")
             return
@@ -351,13 +347,12 @@ class DaskTransport:
         task.add_done_callback(self._tasks.discard)
 
     async def _ask(self, token: int, host: str, work: Span | Submitted, head: Head | None) -> Any:
-        assert self._settings is not None
         client, settings = self.client, self._settings
         settings = settings._replace(
             pool=f"{settings.pool}@{host}", workers=self._workers.get(host, 1)
         )
         given: Any = work
-        if _nbytes(work) > _INLINE:
+        if work.nbytes > _INLINE:
             given = await self._scatter(host, work)
         head_there = await self._head(host, head)
         self._release()
@@ -374,7 +369,7 @@ class DaskTransport:
             pure=False,
             retries=0,
             # Why unique: Dask would answer with the result of an earlier task of the same key.
-            key=f"{'call' if head is None else head.plan.verb}-{next(self._keys)}-{settings.pool}",
+            key=f"{work.verb}-{next(self._keys)}-{settings.pool}",
         )
         try:
             found = await self._soon(host, future.key)
@@ -391,7 +386,6 @@ class DaskTransport:
 
     async def _soon(self, host: str, key: str) -> list[Any]:
         """Ask a host for the result of a task; return none if the task takes long, or is lost."""
-        assert self._settings is not None
         rpc = self.client.rpc
         if not self._direct or rpc.active > rpc.limit // 2:  # Why: other messages need connections.
             return []
@@ -431,10 +425,9 @@ class DaskTransport:
         """Return a small head, or the future of a large one on a host; it is sent there once."""
         if head is None:
             return None
+        if head.nbytes <= _INLINE:
+            return _Sealed(head)
         key = head.run, host
-        if len(head.function) + sum(one.nbytes for one in head.held) <= _INLINE:
-            told = self._told[key] = self._told.get(key, 0) + 1
-            return _Sealed(head) if told <= LANES else None
         if key not in self._heads:
             self._heads[key] = asyncio.ensure_future(self._scatter(host, head))
         return await self._heads[key]
@@ -475,7 +468,6 @@ class DaskTransport:
             self._later(self._stop(run, hosts, kill=kill))
 
     async def _stop(self, run: int, hosts: Sequence[str], *, kill: bool) -> None:
-        assert self._settings is not None
         pool = self._settings.pool
         await self.client.run(
             serving.stop, pool, run, kill=kill, workers=list(hosts), on_error="ignore"
@@ -500,7 +492,6 @@ class DaskTransport:
             self.client.close()
 
     async def _close(self) -> None:
-        assert self._settings is not None
         self._ended = True
         self._watcher.cancel()
         for token in list(self._serving):
@@ -538,13 +529,6 @@ def _serve(settings: Settings, work: Any, head: Any) -> Any:
     return serving.serve(settings, *opened)
 
 
-def _nbytes(work: Span | Submitted) -> int:
-    if isinstance(work, Submitted):
-        return len(work.function) + sum(one.nbytes for one in work.held)
-    inputs = [one for box in work.boxes for one in box.inputs if one is not None]
-    return sum(one.values.nbytes for one in inputs)
-
-
 class HostFacts(NamedTuple):
     """A worker of Dask, for ``python -m shmpar doctor``.
 
@@ -565,13 +549,13 @@ class HostFacts(NamedTuple):
     """
 
     address: str
-    machine: str
-    near: bool
-    cpus: int
-    threads: int
-    memory_limit: int
-    versions: str
-    refused: str
+    machine: str = ""
+    near: bool = False
+    cpus: int = 0
+    threads: int = 0
+    memory_limit: int = 0
+    versions: str = ""
+    refused: str = ""
 
 
 def inspect(address: str) -> list[HostFacts]:
@@ -596,27 +580,18 @@ def inspect(address: str) -> list[HostFacts]:
         workers = client.scheduler_info(n_workers=-1)["workers"]
         probes = client.run(serving.probe, on_error="return") if workers else {}
     for worker, facts in workers.items():
-        probe, name = probes.get(worker), str(facts.get("host", worker))
-        threads, limit = facts["nthreads"], facts.get("memory_limit") or 0
-        if not isinstance(probe, Probe):
-            refused = summarize(probe)
-            found.append(
-                HostFacts(
-                    worker,
-                    name,
-                    near=False,
-                    cpus=0,
-                    threads=threads,
-                    memory_limit=limit,
-                    versions="",
-                    refused=refused,
-                )
+        probe, limit = probes.get(worker), facts.get("memory_limit") or 0
+        host = HostFacts(worker, threads=facts["nthreads"], memory_limit=limit)
+        if isinstance(probe, Probe):
+            host = host._replace(
+                machine=probe.name,
+                near=probe.machine == machine(),
+                cpus=probe.cpus,
+                versions="Python {}, NumPy {}, shmpar {}".format(*probe.versions),
+                refused=Versions.here().disagrees(probe.versions) or "",
             )
-            continue
-        versions = "Python {}, NumPy {}, shmpar {}".format(*probe.versions)
-        refused = Versions.here().disagrees(probe.versions) or ""
-        near = probe.machine == machine()
-        found.append(
-            HostFacts(worker, probe.name, near, probe.cpus, threads, limit, versions, refused)
-        )
+        else:
+            name = str(facts.get("host", worker))
+            host = host._replace(machine=name, refused=summarize(probe))
+        found.append(host)
     return found

@@ -58,7 +58,6 @@ from shmpar.engines.packing import PreparedCall, PreparedRun
 from shmpar.engines.processes import ProcessesEngine
 from shmpar.errors import ShmparError, summarize
 from shmpar.ipc import protocol
-from shmpar.ipc.ledger import DONE
 from shmpar.memory.limits import available_cpus
 from shmpar.memory.names import remove_stale
 from shmpar.memory.segment import Segment, create, new_output
@@ -227,9 +226,6 @@ class HostOutputs(Outputs):
         """Return none: the client has checked the room for its whole outputs."""
         return []
 
-    def reserve_rest(self, *, complete: bool = False) -> None:
-        """Do nothing: the windows are reserved."""
-
 
 class HostExecution(Execution):
     """The execution of a box of chunks on a host.
@@ -280,18 +276,18 @@ class HostExecution(Execution):
         every = range(base, base + self.plan.chunks)
         chunks: Sequence[int] = every if self._todo is None else [base + one for one in self._todo]
         if done is not None:
-            finished = set(np.flatnonzero(ledger.status == DONE).tolist())
+            finished = set(done)
             chunks = [chunk for chunk in chunks if chunk - base in finished]
         self.compute_seconds = float(ledger.times.seconds.sum())
         outputs, sums = self.outputs, cast("Part | None", self.outputs.checksums)
         assert isinstance(outputs, HostOutputs)
-        announced, arrays = outputs.announced, outputs.arrays or []
+        arrays = outputs.arrays or ()
         parts = [(one.array, one.origin) for one in arrays if isinstance(one, Part)]
         self.result = BoxResult(
             done=chunks,
             failed=self.failures,
             fatal=None if self.fatal is None else pack_exception(self.fatal),
-            announcement=None if announced is None else announced.pack(),
+            announcement=outputs.announced,
             parts=parts or None,
             values=self.values,
             sums=None if sums is None else sums.array,
@@ -469,9 +465,9 @@ class Host:
             placed(one) if isinstance(one, Window) else other
             for one, other in zip(box.inputs, shared, strict=True)
         ]
-        outputs = HostOutputs(head.plan, spans.Box(box.low, box.high), loaded.outputs)
+        outputs = HostOutputs(head.plan, box.box, loaded.outputs)
         if span.announcement is not None:
-            outputs.expected = Announcement.unpack(span.announcement)
+            outputs.expected = span.announcement
         if head.sums:
             sums: Any = Part(new_output((count,), np.dtype("u4")), (base,), (base + count,))
             outputs.checksums = sums

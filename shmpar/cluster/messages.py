@@ -14,9 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from shmpar.cluster.spans import Box
 from shmpar.ipc.protocol import Environment, PackedError, StoreTraffic, Warned
 from shmpar.memory.allocate import SHM
-from shmpar.plan import Plan, Shape
+from shmpar.memory.locate import locate
+from shmpar.memory.segment import Segment
+from shmpar.plan import Announcement, Plan, Shape
 from shmpar.version import __version__
 
 Array = np.ndarray[Any, Any]
@@ -155,6 +158,12 @@ class Memory(NamedTuple):
     size: int
     kind: str
 
+    @classmethod
+    def of(cls, segment: Segment) -> Memory:
+        """Return the address of the memory of a segment."""
+        fd, identity = segment.fileno(), segment.identity()
+        return cls(machine(), os.getpid(), fd, *identity, segment.size, segment.kind)
+
 
 class Located(NamedTuple):
     """A whole input in memory that a host on the client's machine can map."""
@@ -164,6 +173,15 @@ class Located(NamedTuple):
     shape: Shape
     strides: tuple[int, ...]
     dtype: Any
+
+    @classmethod
+    def of(cls, array: Array) -> Located | None:
+        """Return the address of an array in a segment; None if it lies in plain memory."""
+        place = locate(array)
+        if place is None:
+            return None
+        memory = Memory.of(place.segment)
+        return cls(memory, place.offset, array.shape, array.strides, array.dtype)
 
 
 class Window(NamedTuple):
@@ -242,6 +260,15 @@ class File(NamedTuple):
     dtype: Any
     writable: bool
 
+    @classmethod
+    def of(cls, array: Array) -> File | None:
+        """Return the address of an array in a mapped file; None if it lies elsewhere."""
+        place = locate(array)
+        if place is None or place.segment.kind != "file" or place.segment.path is None:
+            return None
+        segment, where = place.segment, (array.shape, array.strides, array.dtype)
+        return cls(str(segment.path), place.offset, *where, segment.writable)
+
 
 class Head(NamedTuple):
     """The parts of a run that all its spans share; sent once to a host.
@@ -281,6 +308,11 @@ class Head(NamedTuple):
     outputs: tuple[Any, ...] | None = None
     sums: bool = False
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the function with the arrays that it holds."""
+        return len(self.function) + sum([one.nbytes for one in self.held])
+
 
 class SpanBox(NamedTuple):
     """A box of chunks: their numbers and bounds, and the windows of the inputs that they read.
@@ -289,8 +321,7 @@ class SpanBox(NamedTuple):
     """
 
     chunks: Sequence[int]
-    low: Shape
-    high: Shape
+    box: Box
     inputs: tuple[Window | None, ...]
 
 
@@ -303,13 +334,22 @@ class Span(NamedTuple):
         Number of the run.
     boxes : tuple of SpanBox
         Chunks with their inputs.
-    announcement : tuple or None
+    verb : str
+        Name of the verb.
+    announcement : Announcement or None
         Shapes and dtypes of the outputs, if they are known.
     """
 
     run: int
     boxes: tuple[SpanBox, ...]
-    announcement: tuple[Any, ...] | None
+    verb: str
+    announcement: Announcement | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the windows."""
+        windows = [one for box in self.boxes for one in box.inputs if one is not None]
+        return sum([one.values.nbytes for one in windows])
 
 
 class Submitted(NamedTuple):
@@ -323,6 +363,8 @@ class Submitted(NamedTuple):
         Further arguments: the items ``first <= i < last`` of a call over items.
     number : int
         Its number, by which it is stopped; those of runs are 0 or more, and its is less.
+    verb : str
+        As of a span, in the names of tasks.
     """
 
     function: bytes
@@ -332,6 +374,7 @@ class Submitted(NamedTuple):
     name: str
     more: tuple[int, int] | tuple[()] = ()
     number: int = -1
+    verb: str = "call"
 
     @property
     def nbytes(self) -> float:
@@ -351,7 +394,7 @@ class BoxResult(NamedTuple):
         error of the run itself.
     fatal : PackedError or None
         The error that ended the work as a whole.
-    announcement : tuple or None
+    announcement : Announcement or None
         Shapes and dtypes of the outputs.
     parts : list of (ndarray, tuple) or None
         The windows of the outputs, and their positions.
@@ -364,7 +407,7 @@ class BoxResult(NamedTuple):
     done: Sequence[int]
     failed: list[tuple[int, PackedError, Shape | None, bool]]
     fatal: PackedError | None
-    announcement: tuple[Any, ...] | None
+    announcement: Announcement | None
     parts: list[tuple[Array, Shape]] | None
     values: list[tuple[int, bytes]]
     sums: Array | None
