@@ -10,6 +10,7 @@ import itertools
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from shmpar.errors import ShmparError
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import DONE, FAILED
 from shmpar.pickling.pack import Payload
-from shmpar.plan import Announcement, Blocks, Output, ResultError, Rows, Shape
+from shmpar.plan import Announcement, Blocks, Output, ResultError, Rows, Shape, window_around
 from shmpar.stores.store import Part
 from shmpar.worker.verify import StoredChecksum
 
@@ -186,7 +187,7 @@ class HostedRun:
             for one in plan.arguments
             if isinstance(one, Blocks | Rows) and one.array == number
         ]
-        return Window.of(array, spans.union(windows))
+        return Window.of(array, reduce(partial(window_around, shape=array.shape), windows))
 
     def _announcement(self) -> Announcement:
         outputs = tuple([Output(one.shape, one.dtype) for one in self.active.outputs or ()])
