@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import shmpar
+from shmpar.cluster import host as serving
 from shmpar.cluster.transport import ExecutorTransport, HostDown, HostUp
 from tests import cluster_contract as contract
 from tests import pools
@@ -94,12 +95,16 @@ def test_a_pool_on_threads_gives_the_same_bytes(local: shmpar.Pool) -> None:
             contract.check_call(name, pool, local)
 
 
-def test_windows_travel_to_hosts_on_other_machines(
-    executor: Executor, local: shmpar.Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A host that cannot map the memory of the client is sent the windows of inputs."""
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have hosts seem to be on another machine."""
     for module in ("messages", "transport"):
         monkeypatch.setattr(f"shmpar.cluster.{module}.machine", lambda: "another machine")
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_windows_travel_to_hosts_on_other_machines(executor: Executor, local: shmpar.Pool) -> None:
+    """A host that cannot map the memory of the client is sent the windows of inputs."""
     shared = local.array(contract.IMAGE)
     with shmpar.Pool(engine=executor, hosts=2) as pool:
         for name in contract.CALLS:
@@ -109,12 +114,24 @@ def test_windows_travel_to_hosts_on_other_machines(
         assert np.array_equal(found, local.map_blocks(contract.smooth, shared, chunks=17))
 
 
+@pytest.mark.usefixtures("elsewhere")
+def test_a_store_beside_a_shared_array_on_another_machine(
+    zarr: Any, lone: Executor, local: shmpar.Pool, tmp_path: Path
+) -> None:
+    """The host opens the store alone; the windows of the array come with the spans."""
+    store = zarr.create_array(tmp_path / "in.zarr", shape=(70, 53), chunks=(16, 9), dtype="f8")
+    store[...] = contract.IMAGE
+    with shmpar.Pool(engine=lone) as pool:
+        shared = local.array(contract.IMAGE)
+        run = pool.map_blocks(np.add, shared, store, chunks=(16, 53), wait=False)
+        assert np.array_equal(run.result(60), 2 * contract.IMAGE)
+
+
+@pytest.mark.usefixtures("elsewhere")
 def test_a_span_with_windows_of_shared_memory_is_bounded(
     lone: Executor, local: shmpar.Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A host elsewhere is sent no more at once of a shared array than of any other."""
-    for module in ("messages", "transport"):
-        monkeypatch.setattr(f"shmpar.cluster.{module}.machine", lambda: "another machine")
     monkeypatch.setattr("shmpar.cluster.spans.SPAN_BYTES", 1 << 18)
     sent, send = [], ExecutorTransport.send
 
@@ -436,9 +453,7 @@ def test_the_hosts_pools_end_with_the_pool(executor: Executor) -> None:
 
 def host_facts() -> tuple[int, int, int]:
     """Return the hosts, threads and descriptors of this process."""
-    from shmpar.cluster import host
-
-    return len(host._hosts), threading.active_count(), len(os.listdir("/proc/self/fd"))
+    return len(serving._hosts), threading.active_count(), len(os.listdir("/proc/self/fd"))
 
 
 def test_pools_leave_nothing_in_the_process_of_a_host(lone: Executor) -> None:
@@ -457,6 +472,38 @@ def test_pools_leave_nothing_in_the_process_of_a_host(lone: Executor) -> None:
             facts = lone.submit(host_facts).result()
         found.append(facts)
     assert found[1] == found[2]
+
+
+def test_work_that_comes_as_an_idle_host_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is done by a new local pool, and not lost with the old one."""
+    ends, go, close = threading.Event(), threading.Event(), serving.Host.close
+
+    def slowly(host: serving.Host) -> None:
+        ends.set()
+        go.wait()
+        close(host)
+
+    def work(folder: Path) -> int:
+        (folder / "begun").touch()
+        while not (folder / "go").exists():
+            time.sleep(0.005)
+        return 1
+
+    with ThreadPoolExecutor(1) as ex, shmpar.Pool(engine=ex) as pool:
+        assert pool.submit(abs, -1).result() == 1
+        (host,) = serving._hosts.values()
+        monkeypatch.setattr(serving.Host, "close", slowly)
+        host._parent = -1  # as if the parent of this process had ended
+        assert ends.wait(60)
+        call = pool.submit(work, tmp_path)
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.005)
+        go.set()
+        assert host._loop._ended.wait(60)
+        (tmp_path / "go").touch()
+        assert call.result(60) == 1
 
 
 def test_a_broken_executor_is_hosts_lost_and_another_pool_resumes(local: shmpar.Pool) -> None:

@@ -26,7 +26,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -112,8 +112,8 @@ def serve(settings: Settings, work: Span | Submitted, head: Head | None) -> Any:
     if difference is not None:
         return Refused(difference)
     try:
-        host = _host(settings)
-        return host.span(work, head) if isinstance(work, Span) else host.call(work)
+        with _working(settings) as host:
+            return host.span(work, head) if isinstance(work, Span) else host.call(work)
     except _NoMemoryError:
         return Missing("memory")
     except Exception as error:  # noqa: BLE001 - the client is told
@@ -125,12 +125,18 @@ _lock = threading.Lock()
 _hosts: dict[tuple[str, int], Host] = {}
 
 
-def _host(settings: Settings) -> Host:
+@contextlib.contextmanager
+def _working(settings: Settings) -> Iterator[Host]:
+    """Keep the host for a client's pool from its end; make one if there is none."""
+    key = settings.pool, os.getpid()  # Why the pid: a forked child has none of the hosts
     with _lock:
-        key = settings.pool, os.getpid()  # Why the pid: a forked child has none of the hosts
-        if key not in _hosts or _hosts[key].closed:
-            _hosts[key] = Host(settings, key)
-        return _hosts[key]
+        host = _hosts.get(key)
+        if host is None or not host.begin():
+            host = _hosts[key] = Host(settings, key)
+    try:
+        yield host
+    finally:
+        host.end()
 
 
 def stop(pool: str, run: int, *, kill: bool = False) -> None:
@@ -306,8 +312,6 @@ class _Loaded:
     ----------
     payload : Payload
         The function, with segments of this host.
-    inputs : list
-        Inputs that are the same for all spans; None where each span brings its window.
     outputs : list or None
         Outputs that the workers write themselves.
     """
@@ -315,16 +319,17 @@ class _Loaded:
     def __init__(self, head: Head) -> None:
         self.head = head
         self.payload = _payload(head.function, head.held)
-        self.inputs: list[Any] | None = None
+        self._inputs: dict[int, Any] = {}
         self.outputs = None if head.outputs is None else [_opened(one) for one in head.outputs]
         self.used = time.monotonic()
         self.runs: set[Run] = set()
 
-    def shared_inputs(self) -> list[Any]:
-        """Return the inputs that all spans share, opened once."""
-        if self.inputs is None:
-            self.inputs = [_opened(one) for one in self.head.inputs]
-        return self.inputs
+    def input(self, number: int) -> Any:
+        """Return an input of which the head has the address; it is opened once."""
+        # Why not all of them: the client's memory cannot be opened on another machine.
+        if number not in self._inputs:
+            self._inputs[number] = _opened(self.head.inputs[number])
+        return self._inputs[number]
 
 
 def _payload(body: bytes, held: Sequence[Array]) -> Payload:
@@ -386,19 +391,19 @@ def placed(window: Window) -> Part:
 
 
 class Host:
-    """The local pool of this process for one pool of a client."""
+    """The local pool of this process for one pool of a client; made for its first work."""
 
     def __init__(self, settings: Settings, key: tuple[str, int]) -> None:
         remove_stale()  # Why: those of hosts that were killed.
         self.settings, self._key = settings, key
-        self.closed = False
+        self.closed = self._leaves = False
         self._loop = Loop(partial(HostEngine, settings))
         self._loaded: dict[int, _Loaded] = {}
-        # Lock: held for a look at the runs and the flags below, never while anything is computed.
+        # Lock: held while a head is opened, and for a look at the runs and the flags below.
         self._state = threading.Lock()
-        self._working, self._idle_since = 0, time.monotonic()
+        self._working, self._idle_since = 1, time.monotonic()
         self._stopped: dict[int, bool] = {}
-        self._calls: dict[int, Call] = {}  # calls over items
+        self._calls: dict[int, Call] = {}
         self._parent = os.getppid()
         self._control: Array | None = None
         self._client = -1
@@ -412,47 +417,49 @@ class Host:
         with contextlib.suppress(OSError, AttributeError):
             self._client = os.pidfd_open(control.pid)
 
-    @contextlib.contextmanager
-    def _busy(self) -> Any:
+    def begin(self) -> bool:
+        """Note that work begins; return False if the host takes none any more."""
         with self._state:
-            self._working += 1
-        try:
-            yield
-        finally:
-            with self._state:
-                self._working -= 1
-                self._idle_since = time.monotonic()
+            self._working += not self._leaves
+            return not self._leaves
+
+    def end(self) -> None:
+        """Note that work has ended."""
+        with self._state:
+            self._working -= 1
+            self._idle_since = time.monotonic()
 
     # Spans
 
     def span(self, span: Span, head: Head | None) -> SpanResult | Missing:
         """Compute the chunks of a span."""
-        with self._busy():
-            loaded = self._load(span.run, head)
-            if loaded is None:
-                return Missing("head")
-            runs = [self._start(loaded, box, span) for box in span.boxes]
-            results, warned, seconds, deaths = [], {}, 0.0, 0
-            traffic = protocol.NO_TRAFFIC
-            for run in runs:
-                run.resolved.wait()
-                execution = run.execution
-                assert isinstance(execution, HostExecution)
-                results.append(execution.result or _nothing_done(run))
-                seconds, deaths = seconds + execution.compute_seconds, deaths + execution.deaths
-                warned.update(run.warned or {})
-                traffic = protocol.add_traffic(traffic, execution.traffic)
-            with self._state:
-                loaded.runs.difference_update(runs)
-                loaded.used = time.monotonic()
-            each = seconds / self.settings.workers
-            return SpanResult(results, each, deaths, [*warned.values()], traffic)
+        loaded = self._load(span.run, head)
+        if loaded is None:
+            return Missing("head")
+        runs = [self._start(loaded, box, span) for box in span.boxes]
+        results, warned, seconds, deaths = [], {}, 0.0, 0
+        traffic = protocol.NO_TRAFFIC
+        for run in runs:
+            run.resolved.wait()
+            execution = run.execution
+            assert isinstance(execution, HostExecution)
+            results.append(execution.result or _nothing_done(run))
+            seconds, deaths = seconds + execution.compute_seconds, deaths + execution.deaths
+            warned.update(run.warned or {})
+            traffic = protocol.add_traffic(traffic, execution.traffic)
+        with self._state:
+            loaded.runs.difference_update(runs)
+            loaded.used = time.monotonic()
+        each = seconds / self.settings.workers
+        return SpanResult(results, each, deaths, [*warned.values()], traffic)
 
     def _load(self, number: int, head: Head | None) -> _Loaded | None:
         with self._state:
             found = self._loaded.get(number)
             if found is None and head is not None:
                 found = self._loaded[number] = _Loaded(head)
+            if found is not None:
+                found.used = time.monotonic()
             return found
 
     def _start(self, loaded: _Loaded, box: SpanBox, span: Span) -> Run:
@@ -460,10 +467,9 @@ class Host:
         count = box.chunks[-1] - base + 1
         dense = isinstance(box.chunks, range)
         todo = None if dense else tuple([chunk - base for chunk in box.chunks])
-        shared = loaded.shared_inputs() if None in box.inputs else box.inputs
         arrays = [
-            placed(one) if isinstance(one, Window) else other
-            for one, other in zip(box.inputs, shared, strict=True)
+            loaded.input(number) if one is None else placed(one)
+            for number, one in enumerate(box.inputs)
         ]
         outputs = HostOutputs(head.plan, box.box, loaded.outputs)
         if span.announcement is not None:
@@ -491,7 +497,7 @@ class Host:
     def stop(self, number: int, *, kill: bool) -> None:
         """Stop the spans of a run, those that come later too; or a call over items."""
         with self._state:
-            if self._stopped.get(number, False) >= kill and number in self._stopped:
+            if number in self._stopped and self._stopped[number] >= kill:
                 return
             self._stopped[number] = kill
             if len(self._stopped) > _MOST_STOPPED:
@@ -501,40 +507,37 @@ class Host:
             call = self._calls.get(number)
         for run in runs:
             self._loop.cancel(run, 0.0 if kill else None)
-        if call is not None:
-            _end_early(call)
+        _end_early(call)
 
     # Calls
 
     def call(self, work: Submitted) -> CallResult:
         """Make a submitted call."""
-        with self._busy():
-            payload: Any = _payload(work.function, work.held)
-            function = Function(payload, {"environment": work.environment}, ())
-            prepared = self._loop.prepare_call(function)
-            # Why unwanted: the client has the items computed that the call leaves.
-            call = self._loop.add_call(work.name, prepared, work.retries, work.more, unwanted=True)
-            with self._state:
-                self._calls[work.number] = call
-                stopped = work.number in self._stopped
-            if stopped:
-                _end_early(call)
-            call.resolved.wait()
-            with self._state:
-                del self._calls[work.number]
-                self._stopped.pop(work.number, None)
-            warned = [*(call.warned or {}).values()]
-            call.warned = None
-            error = call.exception()
-            if error is not None:
-                return CallResult(None, pack_exception(error), warned)
-            try:
-                value = call.result()
-                if type(value) is protocol.Slice:
-                    value = value._replace(error=pack_exception(value.error))
-                return CallResult(cloudpickle.dumps(value, 5), None, warned)
-            except Exception as failure:  # noqa: BLE001 - it is the call's outcome
-                return CallResult(None, pack_exception(failure), warned)
+        payload: Any = _payload(work.function, work.held)
+        function = Function(payload, {"environment": work.environment}, ())
+        prepared = self._loop.prepare_call(function)
+        # Why unwanted: the client has the items computed that the call leaves.
+        call = self._loop.add_call(work.name, prepared, work.retries, work.more, unwanted=True)
+        with self._state:
+            self._calls[work.number] = call
+            stopped = work.number in self._stopped
+        _end_early(call if stopped else None)
+        call.resolved.wait()
+        with self._state:
+            del self._calls[work.number]
+            self._stopped.pop(work.number, None)
+        warned = [*(call.warned or {}).values()]
+        call.warned = None
+        error = call.exception()
+        if error is not None:
+            return CallResult(None, pack_exception(error), warned)
+        try:
+            value = call.result()
+            if type(value) is protocol.Slice:
+                value = value._replace(error=pack_exception(value.error))
+            return CallResult(cloudpickle.dumps(value, 5), None, warned)
+        except Exception as failure:  # noqa: BLE001 - it is the call's outcome
+            return CallResult(None, pack_exception(failure), warned)
 
     # The end
 
@@ -558,11 +561,10 @@ class Host:
         if self._control is not None and self._control[CLOSED]:
             return True
         with self._state:
-            if self._working:
-                return False
             idle = time.monotonic() - self._idle_since > IDLE_SECONDS and self._client < 0
-        # Why not while it works: the parent may be the shell that has started this process.
-        return idle or os.getppid() != self._parent
+            # Why not while it works: the parent may be the shell that has started this process.
+            self._leaves = not self._working and (idle or os.getppid() != self._parent)
+            return self._leaves
 
     def _read_control(self) -> None:
         if self._control is not None:
@@ -580,7 +582,7 @@ class Host:
     def close(self) -> None:
         """End the local workers."""
         with self._state:
-            closed, self.closed = self.closed, True
+            closed, self.closed, self._leaves = self.closed, True, True
         if not closed:
             with contextlib.suppress(Exception):
                 self._loop.close(AT_ONCE)
@@ -588,9 +590,9 @@ class Host:
                 os.close(self._client)
 
 
-def _end_early(call: Call) -> None:
-    """Begin no further item of a call."""
-    if call.stop is not None:
+def _end_early(call: Call | None) -> None:
+    """Begin no further item of a call over items."""
+    if call is not None and call.stop is not None:
         call.stop(call)
 
 
