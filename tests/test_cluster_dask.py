@@ -214,6 +214,23 @@ def test_a_worker_that_joins_with_the_pool() -> None:
             assert run.result(30).tolist() == [3.0] * 20
 
 
+def test_the_oldest_dask_tells_its_workers_without_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scheduler of Dask 2024.8 takes no number of workers in a question for them."""
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, dashboard_address=":0", processes=False
+        ) as made,
+        distributed.Client(made, set_as_default=False) as other,
+    ):
+
+        def identity() -> Any:
+            return made.scheduler.identity()
+
+        monkeypatch.setitem(made.scheduler.handlers, "identity", identity)
+        with shmpar.Pool(engine=other) as pool:
+            assert pool.submit(abs, -1).result(30) == 1
+
+
 def test_a_result_does_not_wait_for_the_scheduler(cluster: shmpar.Pool, client: Any) -> None:
     """A host answers at the end of a span, though its messages to the scheduler are held back."""
 
