@@ -115,6 +115,15 @@ def test_windows_travel_to_hosts_on_other_machines(executor: Executor, local: sh
 
 
 @pytest.mark.usefixtures("elsewhere")
+def test_windows_keep_the_order_of_bytes(lone: Executor) -> None:
+    """A pickle of protocol 4, which executors may use, does not keep that of an array."""
+    swapped = contract.IMAGE.astype(contract.IMAGE.dtype.newbyteorder())
+    with shmpar.Pool(engine=lone) as pool:
+        found = pool.map_blocks(np.copy, swapped, chunks=17)
+    assert (found.dtype, found.tobytes()) == (swapped.dtype, swapped.tobytes())
+
+
+@pytest.mark.usefixtures("elsewhere")
 def test_a_store_beside_a_shared_array_on_another_machine(
     zarr: Any, lone: Executor, local: shmpar.Pool, tmp_path: Path
 ) -> None:

@@ -58,9 +58,10 @@ from shmpar.engines.packing import PreparedCall, PreparedRun
 from shmpar.engines.processes import ProcessesEngine
 from shmpar.errors import ShmparError, summarize
 from shmpar.ipc import protocol
+from shmpar.memory.copying import share
 from shmpar.memory.limits import available_cpus
 from shmpar.memory.names import remove_stale
-from shmpar.memory.segment import Segment, create, new_output
+from shmpar.memory.segment import Segment, new_output
 from shmpar.pickling.pack import Payload
 from shmpar.plan import Announcement, Function, Plan, SpanPlan
 from shmpar.runtime.calls import Call
@@ -141,25 +142,20 @@ def _working(settings: Settings) -> Iterator[Host]:
 
 def stop(pool: str, run: int, *, kill: bool = False) -> None:
     """Stop a run on the hosts in this process; `kill` the workers of its chunks in progress."""
-    for key in _of_pool(pool):
-        host = _hosts.get(key)
-        if host is not None:
-            host.stop(run, kill=kill)
+    for host in _of_pool(pool):
+        host.stop(run, kill=kill)
 
 
 def close(pool: str) -> None:
     """End the pools in this process that serve a client's pool; return when they have ended."""
-    for key in _of_pool(pool):
-        with _lock:
-            host = _hosts.pop(key, None)
-        if host is not None:
-            host.close()
+    for host in _of_pool(pool):
+        host.close()
 
 
-def _of_pool(pool: str) -> list[tuple[str, int]]:
+def _of_pool(pool: str) -> list[Host]:
     """Return the hosts of a pool in this process; some are several (``name@host``)."""
-    keys = [key for key in list(_hosts) if key[1] == os.getpid()]
-    return [key for key in keys if pool in (key[0], key[0].partition("@")[0])]
+    here = [(name, host) for (name, pid), host in list(_hosts.items()) if pid == os.getpid()]
+    return [host for name, host in here if pool in {name, name.partition("@")[0]}]
 
 
 class HostEngine(ProcessesEngine):
@@ -333,11 +329,7 @@ class _Loaded:
 
 
 def _payload(body: bytes, held: Sequence[Array]) -> Payload:
-    segments = []
-    for values in held:
-        segment = create(values.nbytes, purpose="argument")
-        segment.ndarray(0, values.shape, None, values.dtype)[...] = values
-        segments.append(segment)
+    segments = [share(values, "argument")[0] for values in held]
     return Payload(body, tuple(segments), (True,) * len(segments))
 
 
@@ -380,7 +372,7 @@ def placed(window: Window) -> Part:
     """
     stored, order = window.values.shape, window.order
     room = [n + gap for n, gap in zip(stored, window.gaps, strict=True)]
-    memory = new_output((*room, 1 + window.sparse), window.values.dtype)
+    memory = new_output((*room, 1 + window.sparse), window.dtype)
     where: Any = (*[slice(n) for n in stored], 0, ...)
     inside = memory[where]
     inside[...] = window.values

@@ -48,14 +48,9 @@ class Versions(NamedTuple):
         >>> Versions("3.12", "2.1.0", "1.0").disagrees(Versions("3.11", "2.1.0", "1.0"))
         'the host has Python 3.11, and this process has Python 3.12'
         """
-        major = (self.numpy.partition(".")[0], host.numpy.partition(".")[0])
-        pairs = (
-            ("Python", self.python, host.python, self.python != host.python),
-            ("NumPy", self.numpy, host.numpy, major[0] != major[1]),
-            ("shmpar", self.shmpar, host.shmpar, self.shmpar != host.shmpar),
-        )
-        for name, here, there, differs in pairs:
-            if differs:
+        for name, here, there in zip(("Python", "NumPy", "shmpar"), self, host, strict=True):
+            decides = 1 if name == "NumPy" else None
+            if here.split(".")[:decides] != there.split(".")[:decides]:
                 return f"the host has {name} {there}, and this process has {name} {here}"
         return None
 
@@ -197,6 +192,8 @@ class Window(NamedTuple):
         Its shape.
     shape : tuple of int
         Shape of the array.
+    dtype : dtype
+        Dtype of the array; the values lose its byte order in a pickle of protocol 4.
     order : tuple of int
         Axes of the array, from the largest step in memory to the smallest.
     backward : tuple of int
@@ -211,6 +208,7 @@ class Window(NamedTuple):
     origin: Shape
     lengths: Shape
     shape: Shape
+    dtype: Any
     order: tuple[int, ...]
     backward: tuple[int, ...]
     gaps: tuple[bool, ...]
@@ -243,6 +241,7 @@ class Window(NamedTuple):
             origin=tuple([one.start for one in window]),
             lengths=part.shape,
             shape=array.shape,
+            dtype=array.dtype,
             order=order,
             backward=tuple([k for k, step in enumerate(strides) if step < 0]),
             gaps=tuple(gaps),
