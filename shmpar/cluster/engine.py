@@ -231,7 +231,7 @@ class ClusterEngine(WithoutProcesses):
         inputs, kept = [], []
         for array in arrays:
             address = self._address(array)
-            if address is None and (frozen or self._near) and not isinstance(array, Store):
+            if address is None and (frozen or self._near):
                 _, array = share(array)  # noqa: PLW2901 - the copy replaces it
                 address = self._address(array)
             inputs.append(address)
@@ -241,9 +241,14 @@ class ClusterEngine(WithoutProcesses):
 
     def _address(self, array: Any) -> Any:
         """Return the address of an input that hosts may open; None if it lies in plain memory."""
+        address = self._address_for_all(array)
+        return Located.of(array) if address is None else address
+
+    def _address_for_all(self, array: Any) -> Any:
+        """Return the address of an array that hosts on all machines open; None if there is none."""
         if isinstance(array, Store):
             return array
-        return (File.of(array) if self._files else None) or Located.of(array)
+        return File.of(array) if self._files else None
 
     def _pack(self, function: Function) -> Payload:
         payload = pack_function(function, None, frozen=True)
@@ -284,7 +289,7 @@ class ClusterEngine(WithoutProcesses):
         """Make the head of a run; return the lanes that have a host."""
         outputs = None
         if active.outputs is not None and not active.plan.returns_objects:
-            shared = [self._shared_output(one) for one in active.outputs]
+            shared = [self._address_for_all(one) for one in active.outputs]
             outputs = None if None in shared else tuple(shared)
         self._runs[active.number] = HostedRun(active, outputs, self._tell)
         return [lane.number for lane in self._used()]
@@ -295,11 +300,6 @@ class ClusterEngine(WithoutProcesses):
     def _used(self) -> list[Lane]:
         """Return the lanes of hosts: the others, of which there are many, hold nothing."""
         return [lane for host in self._hosts.values() for lane in host.lanes]
-
-    def _shared_output(self, array: Any) -> Any:
-        if isinstance(array, Store):
-            return array
-        return File.of(array) if self._files else None
 
     def assign(self, worker: int, active: ActivePlan, generation: Generation) -> None:
         """Give a generation to a lane."""

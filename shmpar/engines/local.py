@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from shmpar.arrays import SharedArray
-from shmpar.engines.engine import ActivePlan, Generation, WithoutProcesses
+from shmpar.engines.engine import ActivePlan, Generation, WithoutProcesses, take_back
 from shmpar.errors import StoreError
 from shmpar.ipc import protocol
 from shmpar.ipc.tickets import Tickets, new_tickets
@@ -338,12 +338,8 @@ class SerialEngine(LocalEngine):
         """Take back the generations that are queued."""
         active.stopped = True
         self._moved.pop(active.number, None)
-        mine = [item for item in self._queue if item[0] is active]
-        for item in mine:
-            self._queue.remove(item)
-        return [
-            protocol.CounterExhausted(0, active.number, generation.number) for _, generation in mine
-        ]
+        mine = take_back(self._queue, active)
+        return [protocol.CounterExhausted(0, active.number, one.number) for one in mine]
 
     def close(self, active: ActivePlan) -> None:
         """Close the run's counters and stores."""
