@@ -342,6 +342,26 @@ def test_progress_and_completed_regions(cluster: shmpar.Pool) -> None:
     assert np.array_equal(run.result(), result)
 
 
+class PicklesOnce:
+    """An object that its worker can pickle, and its host cannot pickle again."""
+
+    def __reduce__(self) -> Any:
+        return threading.Lock, ()
+
+
+def test_a_result_that_a_host_cannot_pickle(cluster: shmpar.Pool) -> None:
+    """It is a failure of its chunk; the others have results, and the host goes on."""
+    with pytest.raises(ExceptionGroup) as caught:
+        cluster.parallel_map(
+            lambda item: PicklesOnce() if item == 2 else item, range(6), on_error="collect"
+        )
+    (error,) = caught.value.exceptions
+    assert isinstance(error, shmpar.ChunkError)
+    assert "item 2 (2): the function returned a lock that its host cannot pickle" in str(error)
+    assert cluster.last_run is not None
+    assert cluster.last_run.progress == (6, 6)
+
+
 def test_warnings_of_the_function_arrive(cluster: shmpar.Pool) -> None:
     """A warning is issued once, in the thread that has the result."""
     with pytest.warns(RuntimeWarning, match="cluster says so") as caught:

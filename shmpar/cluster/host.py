@@ -63,7 +63,7 @@ from shmpar.memory.limits import available_cpus
 from shmpar.memory.names import remove_stale
 from shmpar.memory.segment import Segment, new_output
 from shmpar.pickling.pack import Payload
-from shmpar.plan import Announcement, Function, Plan, SpanPlan
+from shmpar.plan import Announcement, Function, Plan, ResultError, SpanPlan
 from shmpar.runtime.calls import Call
 from shmpar.runtime.execution import Execution, Policy
 from shmpar.runtime.loop import AT_ONCE, Loop
@@ -254,10 +254,17 @@ class HostExecution(Execution):
 
     def handle(self, event: protocol.Event) -> None:
         """Take an event; keep objects for the client."""
-        if isinstance(event, protocol.ObjectsReturned):
-            self.values += [(chunk, cloudpickle.dumps(value, 5)) for chunk, value in event.values]
-        else:
+        if not isinstance(event, protocol.ObjectsReturned):
             super().handle(event)
+            return
+        for chunk, value in event.values:
+            try:
+                self.values.append((chunk, cloudpickle.dumps(value, 5)))
+            except Exception as cause:  # noqa: BLE001 - it is the chunk's outcome
+                name, why = type(value).__qualname__, summarize(cause)
+                text = f"the function returned a {name} that its host cannot pickle ({why})"
+                error = ResultError(text)
+                self._chunk_failed(protocol.ChunkFailed(event.run, chunk, error))
 
     def _chunk_failed(self, event: protocol.ChunkFailed) -> None:
         local = event.chunk - self.plan.base
