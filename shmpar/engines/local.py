@@ -448,8 +448,7 @@ class ThreadsEngine(LocalEngine):
         self._events = queue.SimpleQueue[protocol.Event | None]()
         self._ready: set[int] = set()
         self._given = [0] * workers  # plans and calls that have not been reported on
-        self._calling: dict[int, int] = {}  # worker of each call
-        self._sent: dict[int, _Sent] = {}
+        self._calls: dict[int, tuple[int, _Sent]] = {}  # the worker of each call, and its message
         self._plans: dict[int, list[_Plans]] = {}
         self._allocating = threading.Lock()
         self._inboxes: list[_Inbox] = [queue.SimpleQueue() for _ in range(workers)]
@@ -489,30 +488,30 @@ class ThreadsEngine(LocalEngine):
 
     def free_worker(self) -> int | None:
         """Return the thread that has least to do, if it has no call."""
-        busy = set(self._calling.values())
+        busy = {worker for worker, _ in self._calls.values()}
         free = [worker for worker in range(self.workers) if worker not in busy]
         return min(free, key=self._given.__getitem__, default=None)
 
     def has_plan(self, worker: int) -> bool:
         """Return whether a thread has a plan, behind which a call may wait."""
-        return self._given[worker] > [*self._calling.values()].count(worker)
+        return self._given[worker] > sum(one == worker for one, _ in self._calls.values())
 
     def call(
         self, worker: int, number: int, prepared: _Prepared, more: tuple[Any, ...] = ()
     ) -> None:
         """Queue a call for the worker's thread."""
         self._given[worker] += 1
-        self._calling[number] = worker
-        sent = self._sent[number] = deque([(number, prepared, more)])
+        sent: _Sent = deque([(number, prepared, more)])
+        self._calls[number] = worker, sent
         self._inboxes[worker].put(sent)
 
     def withdraw(self, worker: int, *, stop: bool = False) -> list[int]:
         """Take back the calls that a thread has not begun; return their numbers."""
         taken = []
-        for number in [number for number, one in self._calling.items() if one == worker]:
+        for number, sent in [(k, sent) for k, (one, sent) in self._calls.items() if one == worker]:
             # Invariant: either this thread takes the call, in one step, or that of the worker.
             with contextlib.suppress(IndexError):
-                self._sent[number].pop()
+                sent.pop()
                 taken.append(number)
         for number in taken:
             self._forget(number)
@@ -520,8 +519,8 @@ class ThreadsEngine(LocalEngine):
 
     def _forget(self, call: int) -> None:
         """Note that a thread has a call no more."""
-        del self._sent[call]
-        self._given[self._calling.pop(call)] -= 1
+        worker, _ = self._calls.pop(call)
+        self._given[worker] -= 1
 
     def wait(self, timeout: float | None) -> list[protocol.Event]:
         """Wait until a thread has reported; return the events."""
@@ -554,7 +553,7 @@ class ThreadsEngine(LocalEngine):
         for plans in self._plans.values():
             for active, generation in (item for plan in plans for item in plan):
                 generation.tickets.stop(active.plan.chunks)
-        for sent in self._sent.values():
+        for _, sent in self._calls.values():
             sent.clear()
         for inbox in self._inboxes:
             inbox.put(None)
@@ -611,7 +610,7 @@ class ThreadsEngine(LocalEngine):
             _, moved = traffic.counted(work, assignment, channel)
         # Why: a run that is alone waits for all threads, which are about to drop its memory. Not so
         # beside a call, which may take long, or wait for this run.
-        alone = len(self._plans) == 1 and not self._calling
+        alone = len(self._plans) == 1 and not self._calls
         had = (0, None) if alone else (assignment.claimed, assignment.handed_out)
         del assignment
         drop_stores()
