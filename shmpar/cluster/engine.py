@@ -193,9 +193,9 @@ class ClusterEngine(WithoutProcesses):
         transport: Transport,
         settings: Settings,
         *,
-        host_timeout: float = 60.0,
-        shared_files: bool | None = None,
-        retries: int = 1,
+        host_timeout: float,
+        shared_files: bool | None,
+        retries: int,
     ) -> None:
         self.name = transport.name
         self.workers = transport.hosts * LANES

@@ -244,13 +244,13 @@ class HostExecution(Execution):
     """
 
     plan: SpanPlan
+    result: BoxResult | None = None
+    compute_seconds = 0.0
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.failures: list[tuple[int, protocol.PackedError, Any, bool]] = []
         self.values: list[tuple[int, bytes]] = []
-        self.result: BoxResult | None = None
-        self.compute_seconds = 0.0
 
     def handle(self, event: protocol.Event) -> None:
         """Take an event; keep objects for the client."""
@@ -285,8 +285,8 @@ class HostExecution(Execution):
         every = range(base, base + self.plan.chunks)
         chunks: Sequence[int] = every if self._todo is None else [base + one for one in self._todo]
         if done is not None:
-            finished = set(done)
-            chunks = [chunk for chunk in chunks if chunk - base in finished]
+            finished = {base + one for one in done}
+            chunks = [chunk for chunk in chunks if chunk in finished]
         self.compute_seconds = float(ledger.times.seconds.sum())
         outputs, sums = self.outputs, cast("Part | None", self.outputs.checksums)
         assert isinstance(outputs, HostOutputs)
@@ -344,16 +344,15 @@ def _opened(given: Any) -> Any:
     """Return the array of an input or output that travels as its address."""
     if isinstance(given, Located):
         segment = open_memory(given.memory)
-        where = given.offset, given.shape, given.strides, np.dtype(given.dtype)
-        return segment.ndarray(*where, writable=False)
-    if isinstance(given, File):
+    elif isinstance(given, File):
         mode = os.O_RDWR if given.writable else os.O_RDONLY
         fd = os.open(given.path, mode | os.O_CLOEXEC)
         size = os.fstat(fd).st_size
         segment = Segment.adopt(fd, size, kind="file", writable=given.writable)
         segment.path = given.path
-        return segment.ndarray(given.offset, given.shape, given.strides, np.dtype(given.dtype))
-    return given
+    else:
+        return given
+    return segment.ndarray(given.offset, given.shape, given.strides, given.dtype)
 
 
 def open_memory(memory: Memory) -> Segment:
