@@ -210,7 +210,7 @@ class DaskTransport:
         try:
             found = await self.client.run(_probe, workers=[*threads], on_error="return")
         except Exception as error:  # noqa: BLE001 - they have gone meanwhile
-            found = dict.fromkeys(threads, error)
+            found = dict.fromkeys(threads, OSError(summarize(error)))
         here = machine()
         for worker, answer in found.items():
             if isinstance(answer, BaseException):
