@@ -181,10 +181,6 @@ class HostEngine(ProcessesEngine):
         prepared.environment = _merged(prepared.environment, call)
         return prepared
 
-    def bytes_to_copy(self, arrays: Sequence[Any]) -> list[int]:
-        """Return none: all inputs lie in shared memory."""
-        return []
-
 
 def _merged(own: protocol.Environment, function: Function) -> protocol.Environment:
     """Return the state for workers: paths and variables of this host, the rest of the client."""
