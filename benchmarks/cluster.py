@@ -172,7 +172,7 @@ def main(arguments: list[str]) -> None:
             n_workers=HOSTS, threads_per_worker=1, dashboard_address=":0", memory_limit=0
         ) as cluster,
         Client(cluster) as client,
-        mock.patch("shmpar.cluster.transport.machine", return_value="another machine"),
+        mock.patch("shmpar.cluster.messages.machine", return_value="another machine"),
         mock.patch("shmpar.cluster.dask.machine", return_value="another machine"),
         shmpar.Pool(engine=client) as pool,
     ):

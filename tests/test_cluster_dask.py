@@ -90,7 +90,7 @@ def test_windows_travel_to_hosts_that_share_no_memory(
     client: Any, local: shmpar.Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Inputs and outputs of 1 MB take little more bytes than they have."""
-    for module in ("transport", "dask"):
+    for module in ("messages", "dask"):
         monkeypatch.setattr(f"shmpar.cluster.{module}.machine", lambda: "another machine")
     image = np.random.default_rng(3).random((400, 320))
     with shmpar.Pool(engine=client) as pool:
@@ -214,6 +214,23 @@ def test_a_worker_that_joins_with_the_pool() -> None:
             assert run.result(30).tolist() == [3.0] * 20
 
 
+def test_the_oldest_dask_tells_its_workers_without_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scheduler of Dask 2024.8 takes no number of workers in a question for them."""
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, dashboard_address=":0", processes=False
+        ) as made,
+        distributed.Client(made, set_as_default=False) as other,
+    ):
+
+        def identity() -> Any:
+            return made.scheduler.identity()
+
+        monkeypatch.setitem(made.scheduler.handlers, "identity", identity)
+        with shmpar.Pool(engine=other) as pool:
+            assert pool.submit(abs, -1).result(30) == 1
+
+
 def test_a_result_does_not_wait_for_the_scheduler(cluster: shmpar.Pool, client: Any) -> None:
     """A host answers at the end of a span, though its messages to the scheduler are held back."""
 
@@ -256,7 +273,7 @@ def test_a_host_that_is_killed_while_windows_are_sent_to_it(
     client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others get its windows, and nobody takes it for a host that cannot be reached."""
-    for module in ("transport", "dask"):
+    for module in ("messages", "dask"):
         monkeypatch.setattr(f"shmpar.cluster.{module}.machine", lambda: "another machine")
     rows = np.random.default_rng(4).random((48, 250_000))
     with warnings.catch_warnings(), shmpar.Pool(engine=client, host_timeout=20) as pool:
@@ -463,7 +480,7 @@ def test_engines_by_name_and_address(client: Any) -> None:
 
 def test_an_open_scheduler_on_another_machine_gets_a_warning() -> None:
     """A scheduler that anybody can use is named, once."""
-    from shmpar.cluster.transport import warn_if_open
+    from shmpar.cluster.dask import warn_if_open
 
     with pytest.warns(shmpar.SecurityWarning, match="neither encrypted nor authenticated"):
         warn_if_open("tcp://10.1.2.3:8786")

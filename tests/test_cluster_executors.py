@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 import shmpar
-from shmpar.cluster.executor import ExecutorTransport
-from shmpar.cluster.transport import HostDown, HostUp
+from shmpar.cluster import host as serving
+from shmpar.cluster.transport import ExecutorTransport, HostDown, HostUp
 from tests import cluster_contract as contract
 from tests import pools
 from tests.cluster_contract import processes
@@ -95,12 +95,16 @@ def test_a_pool_on_threads_gives_the_same_bytes(local: shmpar.Pool) -> None:
             contract.check_call(name, pool, local)
 
 
-def test_windows_travel_to_hosts_on_other_machines(
-    executor: Executor, local: shmpar.Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have hosts seem to be on another machine."""
+    for module in ("messages", "transport"):
+        monkeypatch.setattr(f"shmpar.cluster.{module}.machine", lambda: "another machine")
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_windows_travel_to_hosts_on_other_machines(executor: Executor, local: shmpar.Pool) -> None:
     """A host that cannot map the memory of the client is sent the windows of inputs."""
-    monkeypatch.setattr("shmpar.cluster.transport.machine", lambda: "another machine")
-    monkeypatch.setattr("shmpar.cluster.executor.machine", lambda: "another machine")
     shared = local.array(contract.IMAGE)
     with shmpar.Pool(engine=executor, hosts=2) as pool:
         for name in contract.CALLS:
@@ -108,6 +112,47 @@ def test_windows_travel_to_hosts_on_other_machines(
                 contract.check_call(name, pool, local)
         found = pool.map_blocks(contract.smooth, shared, chunks=17, wait=False).result()
         assert np.array_equal(found, local.map_blocks(contract.smooth, shared, chunks=17))
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_windows_keep_the_order_of_bytes(lone: Executor) -> None:
+    """A pickle of protocol 4, which executors may use, does not keep that of an array."""
+    swapped = contract.IMAGE.astype(contract.IMAGE.dtype.newbyteorder())
+    with shmpar.Pool(engine=lone) as pool:
+        found = pool.map_blocks(np.copy, swapped, chunks=17)
+    assert (found.dtype, found.tobytes()) == (swapped.dtype, swapped.tobytes())
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_store_beside_a_shared_array_on_another_machine(
+    zarr: Any, lone: Executor, local: shmpar.Pool, tmp_path: Path
+) -> None:
+    """The host opens the store alone; the windows of the array come with the spans."""
+    store = zarr.create_array(tmp_path / "in.zarr", shape=(70, 53), chunks=(16, 9), dtype="f8")
+    store[...] = contract.IMAGE
+    with shmpar.Pool(engine=lone) as pool:
+        shared = local.array(contract.IMAGE)
+        run = pool.map_blocks(np.add, shared, store, chunks=(16, 53), wait=False)
+        assert np.array_equal(run.result(60), 2 * contract.IMAGE)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_span_with_windows_of_shared_memory_is_bounded(
+    lone: Executor, local: shmpar.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host elsewhere is sent no more at once of a shared array than of any other."""
+    monkeypatch.setattr("shmpar.cluster.spans.SPAN_BYTES", 1 << 18)
+    sent, send = [], ExecutorTransport.send
+
+    def measured(self: Any, token: int, host: str, work: Any, head: Any) -> None:
+        sent.append(work.nbytes)
+        send(self, token, host, work, head)
+
+    monkeypatch.setattr(ExecutorTransport, "send", measured)
+    rows = local.array(np.random.default_rng(2).random((60, 4_000)))
+    with shmpar.Pool(engine=lone) as pool:
+        assert pool.parallel_map(np.sum, rows).tolist() == [row.sum() for row in rows]
+    assert rows[0].nbytes < max(sent) <= 1 << 18
 
 
 def test_the_first_exception_stops_the_others(cluster: shmpar.Pool, tmp_path: Path) -> None:
@@ -258,7 +303,7 @@ class Flapping(ExecutorTransport):
             self.inside.set()
             self.go.wait()
             self._tell(HostDown("host-0", "for a moment"))
-            self._tell(HostUp("host-0", 1, True, "host-0"))
+            self._tell(HostUp("host-0", 1, True))
         super().send(*args)
 
 
@@ -273,7 +318,7 @@ def test_a_run_that_begins_while_its_host_comes_back(
             file.write(f"{int(row[0])}\n")
         return float(row[0])
 
-    monkeypatch.setattr("shmpar.cluster.executor.ExecutorTransport", Flapping)
+    monkeypatch.setattr("shmpar.cluster.connect.ExecutorTransport", Flapping)
     with shmpar.Pool(engine=lone) as pool:
         call = pool.submit(abs, -1)
         assert Flapping.inside.wait(60)
@@ -295,6 +340,26 @@ def test_progress_and_completed_regions(cluster: shmpar.Pool) -> None:
     regions = list(run.completed())
     assert len(regions) == len(set(map(str, regions))) == seen[-1][1]
     assert np.array_equal(run.result(), result)
+
+
+class PicklesOnce:
+    """An object that its worker can pickle, and its host cannot pickle again."""
+
+    def __reduce__(self) -> Any:
+        return threading.Lock, ()
+
+
+def test_a_result_that_a_host_cannot_pickle(cluster: shmpar.Pool) -> None:
+    """It is a failure of its chunk; the others have results, and the host goes on."""
+    with pytest.raises(ExceptionGroup) as caught:
+        cluster.parallel_map(
+            lambda item: PicklesOnce() if item == 2 else item, range(6), on_error="collect"
+        )
+    (error,) = caught.value.exceptions
+    assert isinstance(error, shmpar.ChunkError)
+    assert "item 2 (2): the function returned a lock that its host cannot pickle" in str(error)
+    assert cluster.last_run is not None
+    assert cluster.last_run.progress == (6, 6)
 
 
 def test_warnings_of_the_function_arrive(cluster: shmpar.Pool) -> None:
@@ -417,9 +482,7 @@ def test_the_hosts_pools_end_with_the_pool(executor: Executor) -> None:
 
 def host_facts() -> tuple[int, int, int]:
     """Return the hosts, threads and descriptors of this process."""
-    from shmpar.cluster import host
-
-    return len(host._hosts), threading.active_count(), len(os.listdir("/proc/self/fd"))
+    return len(serving._hosts), threading.active_count(), len(os.listdir("/proc/self/fd"))
 
 
 def test_pools_leave_nothing_in_the_process_of_a_host(lone: Executor) -> None:
@@ -438,6 +501,38 @@ def test_pools_leave_nothing_in_the_process_of_a_host(lone: Executor) -> None:
             facts = lone.submit(host_facts).result()
         found.append(facts)
     assert found[1] == found[2]
+
+
+def test_work_that_comes_as_an_idle_host_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is done by a new local pool, and not lost with the old one."""
+    ends, go, close = threading.Event(), threading.Event(), serving.Host.close
+
+    def slowly(host: serving.Host) -> None:
+        ends.set()
+        go.wait()
+        close(host)
+
+    def work(folder: Path) -> int:
+        (folder / "begun").touch()
+        while not (folder / "go").exists():
+            time.sleep(0.005)
+        return 1
+
+    with ThreadPoolExecutor(1) as ex, shmpar.Pool(engine=ex) as pool:
+        assert pool.submit(abs, -1).result() == 1
+        (host,) = serving._hosts.values()
+        monkeypatch.setattr(serving.Host, "close", slowly)
+        host._parent = -1  # as if the parent of this process had ended
+        assert ends.wait(60)
+        call = pool.submit(work, tmp_path)
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.005)
+        go.set()
+        assert host._loop._ended.wait(60)
+        (tmp_path / "go").touch()
+        assert call.result(60) == 1
 
 
 def test_a_broken_executor_is_hosts_lost_and_another_pool_resumes(local: shmpar.Pool) -> None:

@@ -126,7 +126,7 @@ def test_unpickling_happens_in_few_places() -> None:
     assert found == {
         ("cluster/engine.py", "pickle"),  # results of calls, from a host
         ("cluster/host.py", "pickle"),  # the initializer, from the client
-        ("cluster/results.py", "pickle"),  # objects that a function returned, from a host
+        ("cluster/runs.py", "pickle"),  # objects that a function returned, from a host
         ("ipc/wire.py", "pickle"),
         ("pickling/exceptions.py", "pickle"),  # its own pickles, to see that they load
         ("pickling/unpack.py", "_OtherNumPy(io.BytesIO(body))"),  # a message of another NumPy

@@ -15,7 +15,7 @@ import numpy as np
 
 from shmpar.cluster.engine import ClusterEngine
 from shmpar.cluster.messages import Settings, Versions
-from shmpar.cluster.transport import Transport, warn_if_open
+from shmpar.cluster.transport import ExecutorTransport, Transport
 from shmpar.engines.engine import Engine
 from shmpar.errors import PlanError
 from shmpar.grid.axis import positive_number
@@ -119,7 +119,7 @@ def find_cluster(engine: Any, hosts: int | None, others: Sequence[str]) -> Clust
     if any(cls.__module__.partition(".")[0] == "distributed" for cls in type(engine).__mro__):
         if hasattr(engine, "register_plugin"):
             _no_hosts(hosts)
-            return _of_client(engine, own=False)
+            return _of_client(engine)
         if hasattr(engine, "scheduler_info"):
             raise TypeError(
                 "engine= is a cluster of Dask: pass a client of it, distributed.Client(cluster)"
@@ -142,8 +142,6 @@ def _of_executor(engine: Any, hosts: int | None) -> Cluster:
             f"engine= is a {type(engine).__name__}: pass hosts=, its calls in flight at a time"
         )
     count = positive_number(given, "hosts")
-    from shmpar.cluster.executor import ExecutorTransport
-
     return Cluster("executor", lambda: ExecutorTransport(engine, count))
 
 
@@ -155,9 +153,9 @@ def _no_hosts(hosts: int | None) -> None:
 def _by_name(engine: str) -> Cluster:
     distributed: Any = library("distributed", f"engine={engine!r}")
     if engine != "dask":
-        warn_if_open(engine)
-        from shmpar.cluster.dask import DaskTransport
+        from shmpar.cluster.dask import DaskTransport, warn_if_open
 
+        warn_if_open(engine)
         connect = partial(distributed.Client, engine, set_as_default=False)
         # Why later: the pool's other arguments are checked first.
         return Cluster("dask", lambda: DaskTransport(connect(), own=True))
@@ -168,19 +166,18 @@ def _by_name(engine: str) -> Cluster:
             "engine='dask' is the current client of Dask, and there is none: make one by "
             "distributed.Client(), for one on this machine, or distributed.Client(address)"
         ) from error
-    return _of_client(client, own=False)
+    return _of_client(client)
 
 
-def _of_client(client: Any, *, own: bool) -> Cluster:
+def _of_client(client: Any) -> Cluster:
     if client.asynchronous:
         raise TypeError("engine= is an asynchronous client: pass one with asynchronous=False")
     if client.status != "running":
         raise RuntimeError(f"engine= is a client of Dask that is {client.status}: make a new one")
-    if not own:
-        warn_if_open(str(client.scheduler.address))
-    from shmpar.cluster.dask import DaskTransport
+    from shmpar.cluster.dask import DaskTransport, warn_if_open
 
-    return Cluster("dask", lambda: DaskTransport(client, own=own))
+    warn_if_open(str(client.scheduler.address))
+    return Cluster("dask", lambda: DaskTransport(client))
 
 
 def _make_settings(

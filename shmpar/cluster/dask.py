@@ -14,49 +14,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import itertools
 import warnings
-import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from distributed import Client, Future, Security
 from distributed.client import _wait
-from distributed.comm.addressing import parse_address, parse_host_port
+from distributed.comm.addressing import get_address_host, parse_address, parse_host_port
 from distributed.comm.registry import get_backend
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.protocol import to_serialize
 from distributed.utils_comm import gather_from_workers
 
 from shmpar.cluster import host as serving
-from shmpar.cluster.messages import (
-    Head,
-    Missing,
-    Probe,
-    Settings,
-    Span,
-    Submitted,
-    Versions,
-    machine,
-)
-from shmpar.cluster.transport import (
-    LANES,
-    Answer,
-    Broken,
-    HostDown,
-    HostUp,
-    Report,
-    warn_if_open,
-)
-from shmpar.errors import summarize
-
-Array = np.ndarray[Any, Any]
+from shmpar.cluster.messages import Head, Probe, Settings, Span, Submitted, Versions, machine
+from shmpar.cluster.transport import Answer, Broken, HostDown, HostUp, Report
+from shmpar.errors import SecurityWarning, summarize
+from shmpar.runtime.error_texts import warn_user
 
 _MOST_HOSTS = 256
 _INLINE = 64 << 10  # bytes of windows, and of a head, that go with the task: it saves messages
-_LOOK_SECONDS = 1.0
-_SELDOM = 20  # every so many looks at the client, a pool that has workers looks for others
+_LOOK_SECONDS = 0.25  # between two looks at the workers that the scheduler has
+_CLIENT_SECONDS = 1.0  # between two looks of a worker for the client
 _CLOSE_SECONDS = 10.0
 _RELEASE_SECONDS = 0.1
 _SOON_SECONDS = 0.5  # for so long a host keeps the question for a result
@@ -112,7 +93,7 @@ class HostPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed has no type
 
     async def _watch(self, worker: Any) -> None:
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_CLIENT_SECONDS)
             events = await worker.scheduler.events(topic=self.client)
             if not events or any(one.get("action") == "remove-client" for _, one in events):
                 await asyncio.to_thread(serving.close, self.name)
@@ -129,28 +110,27 @@ class HostPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed has no type
         return {"name": self.name, "client": self.client}
 
 
-def _handler(client: Client) -> Any:
-    """Return the handler of the events of a client's scheduler; None if there is none."""
-    return getattr(client, "_event_handlers", {}).get("all")
+def warn_if_open(address: str) -> None:
+    """Warn of a scheduler on another machine that anybody can use.
 
-
-class _Listeners:
-    """The listeners to the events of one client, which has one handler per topic."""
-
-    def __init__(self, client: Client) -> None:
-        self.before = _handler(client)
-        self.heard: list[Callable[[Any], None]] = []
-
-    async def __call__(self, event: Any) -> None:
-        for one in list(self.heard):
-            one(event[1])
-        if self.before is not None:
-            found = self.before(event)
-            if asyncio.iscoroutine(found):
-                await found
-
-
-_listeners: weakref.WeakKeyDictionary[Client, _Listeners] = weakref.WeakKeyDictionary()
+    Examples
+    --------
+    >>> warn_if_open("tcp://127.0.0.1:8786"), warn_if_open("tls://10.0.0.1:8786")
+    (None, None)
+    """
+    scheme, _, rest = address.partition("://")
+    name = rest.rpartition(":")[0].strip("[]") or rest
+    try:
+        local = ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        local = name in {"localhost", ""}
+    if scheme in {"tcp", "ws", "ucx"} and not local:
+        warn_user(
+            f"{address} is neither encrypted nor authenticated: anybody who reaches it can run "
+            "code on its hosts and read your data; use tls:// with a Security of distributed, or "
+            "a network that nobody else reaches",
+            SecurityWarning,
+        )
 
 
 class DaskTransport:
@@ -167,21 +147,19 @@ class DaskTransport:
     name = "dask"
     hosts = _MOST_HOSTS
     places = 0
+    _settings: Settings
+    _tell: Callable[[Report], object]
 
     def __init__(self, client: Client, *, own: bool = False) -> None:
         self.client, self._own = client, own
-        self._tell: Callable[[Report], object] = lambda _: None
-        self._settings: Settings | None = None
-        self._heads: dict[tuple[int, str], Any] = {}  # futures, by run and host
-        self._told: dict[tuple[int, str], int] = {}  # tasks that a small head went with
-        self._workers: dict[str, int] = {}  # local workers of each host
+        self._heads: dict[tuple[int, str], Any] = {}  # futures of large ones, by run and host
+        self._workers: dict[str, int] = {}  # local workers of each host; 0 for one that is refused
         self._serving: dict[int, tuple[str, asyncio.Task[None]]] = {}
         self._asked: dict[int, Any] = {}  # futures of Dask, by token
-        self._tasks: set[asyncio.Future[Any]] = set()
+        self._joining: set[asyncio.Future[None]] = set()
         self._keys = itertools.count()
         self._done: list[Any] = []  # futures of Dask that are to be released
         self._timer: asyncio.TimerHandle | None = None
-        self._ended = False
         self._direct = True  # this process reaches the hosts
 
     def _later(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -193,34 +171,59 @@ class DaskTransport:
         self._later(self._begin()).result()
 
     async def _begin(self) -> None:
-        assert self._settings is not None
         client, pool = self.client, self._settings.pool
-        listeners = _listeners.get(client)
-        if listeners is None:
-            listeners = _listeners[client] = _Listeners(client)
-            client.subscribe_topic("all", listeners)
-        listeners.heard.append(self._heard)
         await client.register_plugin(HostPlugin(pool, client.id), name=pool)
-        workers = await self._identity()
+        threads: dict[str, int] = await client.scheduler.ncores()
         most = self._settings.workers or _MOST_HOSTS
-        self.places = sum(min(most, one["nthreads"]) for one in workers.values())
-        self._spawn(self._join(workers))
+        self.places = sum(min(most, count) for count in threads.values())
         self._watcher = asyncio.ensure_future(self._watch())
 
-    async def _identity(self) -> dict[str, Any]:
-        found = await self.client.scheduler.identity(n_workers=-1)
-        workers: dict[str, Any] = found["workers"]
-        return workers
+    async def _watch(self) -> None:
+        """Report the workers that come and go, and the end of the connection to the scheduler.
 
-    def _heard(self, event: Any) -> None:
-        """Take an event of the scheduler, in the thread of the client's loop."""
-        if not isinstance(event, dict):
-            return  # Why: anybody may log an event of any type.
-        worker = event.get("worker", "")
-        if event.get("action") == "add-worker":
-            self._spawn(self._joined(worker))
-        elif event.get("action") == "remove-worker":
+        Why by looks: Dask tells nobody of its end, and the only handler of a client's events may be
+        the user's.
+        """
+        while self.client.status not in {"closed", "closing"}:
+            with contextlib.suppress(Exception):  # Why: the client may connect again.
+                await self._look()
+            await asyncio.sleep(_LOOK_SECONDS)
+        self._tell(Broken("the client of Dask is closed, or has lost its scheduler"))
+
+    async def _look(self) -> None:
+        there = await self.client.scheduler.ncores()
+        for worker in [one for one in self._workers if one not in there]:
             self._gone(worker, _LEFT)
+        if there.keys() - self._workers:
+            # Why again: the scheduler has a worker before that runs.
+            running = await self.client.scheduler.ncores_running()
+            new = {one: threads for one, threads in running.items() if one not in self._workers}
+            self._workers.update(dict.fromkeys(new, 0))
+            # Why a task: while a worker does not answer, others may come and go.
+            task = asyncio.ensure_future(self._join(new))
+            self._joining.add(task)
+            task.add_done_callback(self._joining.discard)
+
+    async def _join(self, threads: dict[str, int]) -> None:
+        """Compare the versions of workers with those of this process, and report the workers."""
+        try:
+            found = await self.client.run(_probe, workers=[*threads], on_error="return")
+        except Exception as error:  # noqa: BLE001 - they have gone meanwhile
+            found = dict.fromkeys(threads, OSError(summarize(error)))
+        here = machine()
+        for worker, answer in found.items():
+            if isinstance(answer, BaseException):
+                self._tell(HostDown(worker, f"refused: {summarize(answer)}"))
+                if isinstance(answer, OSError):
+                    self._workers.pop(worker, None)  # Why: it is asked again if it is there.
+                continue
+            probe, memory = answer
+            difference = self._settings.versions.disagrees(probe.versions)
+            if difference is not None:
+                self._tell(HostDown(worker, f"refused: {difference}"))
+                continue
+            count = self._workers[worker] = self._settings.workers or threads[worker]
+            self._tell(HostUp(worker, count, probe.machine == here, memory, threads[worker]))
 
     def _gone(self, worker: str, reason: str) -> None:
         self._workers.pop(worker, None)
@@ -230,10 +233,8 @@ class DaskTransport:
         self._tell(HostDown(worker, reason))
 
     def _drop_heads(self, chosen: Callable[[tuple[int, str]], bool]) -> None:
-        """Forget that hosts have heads."""
-        for known in (self._heads, self._told):
-            for key in [key for key in known if chosen(key)]:
-                del known[key]
+        """Have hosts drop large heads."""
+        self._heads = {key: one for key, one in self._heads.items() if not chosen(key)}
 
     def _drop(self, token: int) -> None:
         """Wait for an answer no longer."""
@@ -243,68 +244,6 @@ class DaskTransport:
             task.cancel()
         else:
             future.release()  # Why not cancel the task: Dask would log that its own ones fail.
-
-    async def _joined(self, worker: str) -> None:
-        for _ in range(100):  # Why: it is announced before it runs.
-            found = (await self._identity()).get(worker)
-            if found is None or found.get("status", "running") == "running":
-                break
-            await asyncio.sleep(0.1)
-        if found is not None:
-            await self._join({worker: found})
-
-    async def _join(self, workers: dict[str, Any]) -> None:
-        """Compare the versions of workers with those of this process, and report the workers."""
-        if not workers or self._ended:
-            return
-        assert self._settings is not None
-        try:
-            probes: dict[str, Any] = await self.client.run(
-                serving.probe, workers=list(workers), on_error="return"
-            )
-        except Exception as error:  # noqa: BLE001 - they have gone meanwhile
-            probes = dict.fromkeys(workers, error)
-        here = machine()
-        for worker, found in probes.items():
-            if not isinstance(found, Probe):
-                self._tell(HostDown(worker, f"refused: {summarize(found)}"))
-                continue
-            difference = self._settings.versions.disagrees(found.versions)
-            if difference is not None:
-                self._tell(HostDown(worker, f"refused: {difference}"))
-                continue
-            count = self._settings.workers or workers[worker]["nthreads"]
-            self._workers[worker] = count
-            memory, calls = workers[worker].get("memory_limit") or 0, workers[worker]["nthreads"]
-            self._tell(HostUp(worker, count, found.machine == here, worker, memory, calls))
-
-    async def _watch(self) -> None:
-        """Report the end of the connection to the scheduler, and the workers that it has.
-
-        Why both: Dask tells nobody of its end. Events before the subscription, which it does not
-        confirm, are lost, and all later ones if the user subscribes to the topic.
-        """
-        for look in itertools.count(1):
-            await asyncio.sleep(_LOOK_SECONDS / 4)
-            if self.client.status in {"closed", "closing"}:
-                break
-            if not self._workers or look % _SELDOM == 0:
-                self._spawn(self._compare())
-        self._tell(Broken("the client of Dask is closed, or has lost its scheduler"))
-
-    async def _compare(self) -> None:
-        """Take the workers whose events were lost."""
-        known = list(self._workers)
-        found = await self._identity()
-        for worker in known:
-            if worker not in found and worker in self._workers:
-                self._gone(worker, _LEFT)
-        unheard = {
-            worker: facts
-            for worker, facts in found.items()
-            if worker not in self._workers and facts.get("status", "running") == "running"
-        }
-        await self._join(unheard)
 
     # Work
 
@@ -320,12 +259,7 @@ class DaskTransport:
         self, token: int, host: str, work: Span | Submitted, head: Head | None
     ) -> None:
         try:
-            value = await self._ask(token, host, work, head)
-            # Why: it drops a head that it has not used for long.
-            if isinstance(value, Missing) and value.part == "head":
-                self._drop_heads(lambda key: key == (work.run, host))  # type: ignore[union-attr]
-                value = await self._ask(token, host, work, head)
-            answer = Answer(token, value, None)
+            answer = Answer(token, await self._ask(token, host, work, head))
         except asyncio.CancelledError as error:
             self._lost_track(token, host, f"its task was cancelled ({error})")
             return
@@ -338,26 +272,17 @@ class DaskTransport:
             self._tell(answer)
 
     def _lost_track(self, token: int, host: str, reason: str) -> None:
-        """Report a host whose task is lost; it comes back if the scheduler still has it."""
+        """Report a host whose task is lost; the next look finds it if it is there."""
         if token in self._serving:  # else its host is gone, or the pool is closed
             self._gone(host, reason)
-            if self.client.status == "running":
-                self._spawn(self._joined(host))
-
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Run a coroutine in the client's loop; its failure is that of the connection."""
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _ask(self, token: int, host: str, work: Span | Submitted, head: Head | None) -> Any:
-        assert self._settings is not None
         client, settings = self.client, self._settings
         settings = settings._replace(
             pool=f"{settings.pool}@{host}", workers=self._workers.get(host, 1)
         )
         given: Any = work
-        if _nbytes(work) > _INLINE:
+        if work.nbytes > _INLINE:
             given = await self._scatter(host, work)
         head_there = await self._head(host, head)
         self._release()
@@ -374,7 +299,7 @@ class DaskTransport:
             pure=False,
             retries=0,
             # Why unique: Dask would answer with the result of an earlier task of the same key.
-            key=f"{'call' if head is None else head.plan.verb}-{next(self._keys)}-{settings.pool}",
+            key=f"{work.verb}-{next(self._keys)}-{settings.pool}",
         )
         try:
             found = await self._soon(host, future.key)
@@ -391,7 +316,6 @@ class DaskTransport:
 
     async def _soon(self, host: str, key: str) -> list[Any]:
         """Ask a host for the result of a task; return none if the task takes long, or is lost."""
-        assert self._settings is not None
         rpc = self.client.rpc
         if not self._direct or rpc.active > rpc.limit // 2:  # Why: other messages need connections.
             return []
@@ -431,10 +355,9 @@ class DaskTransport:
         """Return a small head, or the future of a large one on a host; it is sent there once."""
         if head is None:
             return None
+        if head.nbytes <= _INLINE:
+            return _Sealed(head)
         key = head.run, host
-        if len(head.function) + sum(one.nbytes for one in head.held) <= _INLINE:
-            told = self._told[key] = self._told.get(key, 0) + 1
-            return _Sealed(head) if told <= LANES else None
         if key not in self._heads:
             self._heads[key] = asyncio.ensure_future(self._scatter(host, head))
         return await self._heads[key]
@@ -475,7 +398,6 @@ class DaskTransport:
             self._later(self._stop(run, hosts, kill=kill))
 
     async def _stop(self, run: int, hosts: Sequence[str], *, kill: bool) -> None:
-        assert self._settings is not None
         pool = self._settings.pool
         await self.client.run(
             serving.stop, pool, run, kill=kill, workers=list(hosts), on_error="ignore"
@@ -500,29 +422,12 @@ class DaskTransport:
             self.client.close()
 
     async def _close(self) -> None:
-        assert self._settings is not None
-        self._ended = True
         self._watcher.cancel()
         for token in list(self._serving):
             self._drop(token)
         self._heads.clear()
-        listeners = _listeners.get(self.client)
-        if listeners is not None and self._heard in listeners.heard:
-            listeners.heard.remove(self._heard)
-            if not listeners.heard:
-                del _listeners[self.client]
-                self._unsubscribe(listeners)
         await self.client.unregister_worker_plugin(self._settings.pool)
         self._release()
-
-    def _unsubscribe(self, listeners: _Listeners) -> None:
-        """Give the topic back to the handler that the user had set before."""
-        if _handler(self.client) is not listeners:
-            return  # Why: the user has set another one since.
-        if listeners.before is None:
-            self.client.unsubscribe_topic("all")
-        else:
-            self.client.subscribe_topic("all", listeners.before)
 
 
 class _Sealed:
@@ -532,17 +437,15 @@ class _Sealed:
         self.value = value
 
 
+def _probe(dask_worker: Any) -> tuple[Probe, int]:
+    """Return the facts of a worker's process, and the bytes that it may use; 0 is no limit."""
+    return serving.probe(), dask_worker.memory_manager.memory_limit or 0
+
+
 def _serve(settings: Settings, work: Any, head: Any) -> Any:
     """Serve a span or a call, in a thread of a Dask worker."""
     opened = [one.value if isinstance(one, _Sealed) else one for one in (work, head)]
     return serving.serve(settings, *opened)
-
-
-def _nbytes(work: Span | Submitted) -> int:
-    if isinstance(work, Submitted):
-        return len(work.function) + sum(one.nbytes for one in work.held)
-    inputs = [one for box in work.boxes for one in box.inputs if one is not None]
-    return sum(one.values.nbytes for one in inputs)
 
 
 class HostFacts(NamedTuple):
@@ -557,7 +460,7 @@ class HostFacts(NamedTuple):
     cpus, threads : int
         CPUs that it may use, and threads of Dask.
     memory_limit : int
-        Bytes that Dask lets it use; 0 is no limit.
+        Bytes that Dask lets it use; 0 is no limit, or that of a worker that could not be asked.
     versions : str
         Its versions.
     refused : str
@@ -566,12 +469,12 @@ class HostFacts(NamedTuple):
 
     address: str
     machine: str
-    near: bool
-    cpus: int
-    threads: int
-    memory_limit: int
-    versions: str
-    refused: str
+    near: bool = False
+    cpus: int = 0
+    threads: int = 0
+    memory_limit: int = 0
+    versions: str = ""
+    refused: str = ""
 
 
 def inspect(address: str) -> list[HostFacts]:
@@ -593,30 +496,21 @@ def inspect(address: str) -> list[HostFacts]:
     warn_if_open(f"{scheme}://{place}")
     found = []
     with Client(address, set_as_default=False, timeout=_CLOSE_SECONDS) as client:
-        workers = client.scheduler_info(n_workers=-1)["workers"]
-        probes = client.run(serving.probe, on_error="return") if workers else {}
-    for worker, facts in workers.items():
-        probe, name = probes.get(worker), str(facts.get("host", worker))
-        threads, limit = facts["nthreads"], facts.get("memory_limit") or 0
-        if not isinstance(probe, Probe):
-            refused = summarize(probe)
-            found.append(
-                HostFacts(
-                    worker,
-                    name,
-                    near=False,
-                    cpus=0,
-                    threads=threads,
-                    memory_limit=limit,
-                    versions="",
-                    refused=refused,
-                )
-            )
+        threads: dict[str, int] = client.nthreads()
+        answers = client.run(_probe, on_error="return") if threads else {}
+    for worker, answer in answers.items():
+        host = HostFacts(worker, get_address_host(worker), threads=threads.get(worker, 0))
+        if isinstance(answer, BaseException):
+            found.append(host._replace(refused=summarize(answer)))
             continue
-        versions = "Python {}, NumPy {}, shmpar {}".format(*probe.versions)
-        refused = Versions.here().disagrees(probe.versions) or ""
-        near = probe.machine == machine()
-        found.append(
-            HostFacts(worker, probe.name, near, probe.cpus, threads, limit, versions, refused)
+        probe, limit = answer
+        host = host._replace(
+            machine=probe.name,
+            near=probe.machine == machine(),
+            cpus=probe.cpus,
+            memory_limit=limit,
+            versions="Python {}, NumPy {}, shmpar {}".format(*probe.versions),
+            refused=Versions.here().disagrees(probe.versions) or "",
         )
+        found.append(host)
     return found

@@ -30,41 +30,29 @@ import queue
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from shmpar.cluster import spans
 from shmpar.cluster.host import CLOSED, STOPS
-from shmpar.cluster.lanes import Host, Lane, Prepared, RunState, Sent
 from shmpar.cluster.messages import (
     CallResult,
     File,
     Head,
     Located,
+    Memory,
     Missing,
     Refused,
     Settings,
     Span,
-    SpanBox,
     SpanResult,
     Submitted,
-    Window,
 )
-from shmpar.cluster.results import as_index, take_box
-from shmpar.cluster.transport import (
-    LANES,
-    Answer,
-    Broken,
-    HostDown,
-    HostUp,
-    Report,
-    Transport,
-    file_address,
-    memory_address,
-    memory_of,
-)
-from shmpar.engines.engine import ActivePlan, Engine, Exit, Generation, take_back
+from shmpar.cluster.runs import LANES, HostedRun, Prepared, as_index, bytes_of
+from shmpar.cluster.transport import Answer, Broken, HostDown, HostUp, Report, Transport
+from shmpar.engines.engine import ActivePlan, Engine, Exit, Generation
 from shmpar.engines.packing import State, pack_function, unpack_error
 from shmpar.errors import HostsLost, ShmparError, summarize
 from shmpar.ipc import protocol
@@ -74,15 +62,111 @@ from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import new_output
 from shmpar.pickling.pack import Payload
-from shmpar.plan import Announcement, Blocks, Function, Output, Plan, Rows
+from shmpar.plan import Function, Plan
 from shmpar.runtime.error_texts import call_name
 from shmpar.stores.store import Store
 from shmpar.worker.items import call_each
 
-Array = np.ndarray[Any, Any]
-
 _INNOCENT = -1  # no run has this number: a lane that was lost for no fault of its chunks
-_SUSPECTS = 32  # Why: more chunks of a lost host are tried in groups at first
+
+
+@dataclass(eq=False, slots=True)
+class Share:
+    """A generation of a run, of which a lane takes chunks; `claimed` counts its tickets."""
+
+    run: HostedRun
+    generation: Generation
+    claimed: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class SentSpan:
+    """A span that a lane has sent; `first` is the ticket of its first chunk."""
+
+    lane: Lane
+    share: Share
+    first: int
+    chunks: Sequence[int]
+    alone: bool
+    span: Span
+    began: float
+    token: int = 0
+    killed: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class SentCall:
+    """A call that a host has; `ending` tells that it was told to end before its next items."""
+
+    number: int
+    host: Host
+    work: Submitted
+    ending: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Lane:
+    """A place for a span at a host; a worker, to the scheduler.
+
+    Attributes
+    ----------
+    queue : deque of Share
+        The generations that it takes chunks of.
+    busy : SentSpan or None
+        The span that its host has.
+    waits : bool
+        It has a span that must be alone on its host, which has other work.
+    """
+
+    number: int
+    host: Host | None = None
+    queue: deque[Share] = field(default_factory=deque)
+    busy: SentSpan | None = None
+    waits: bool = False
+
+    def take_back(self, active: ActivePlan) -> list[Share]:
+        """Take the generations of a run off the queue; return them."""
+        self.waits = False
+        mine = [one for one in self.queue if one.run.active is active]
+        for one in mine:
+            self.queue.remove(one)
+        return mine
+
+    def exhausted(self, share: Share) -> protocol.CounterExhausted:
+        """Return the report on a generation of which the lane takes no more chunks."""
+        run, key = share.run, (share.run.active.number, share.generation.number)
+        moved, run.moved = run.moved, protocol.NO_TRAFFIC
+        return protocol.CounterExhausted(self.number, *key, share.claimed, traffic=moved)
+
+
+@dataclass(eq=False, slots=True)
+class Host:
+    """A host with its lanes.
+
+    Attributes
+    ----------
+    facts : HostUp
+        The report of it.
+    calls : set of int
+        Tokens of the calls that it has.
+    alone : int
+        Token of the call that is alone there, or waits until it is; 0 if there is none.
+    """
+
+    facts: HostUp
+    lanes: list[Lane]
+    calls: set[int] = field(default_factory=set)
+    alone: int = 0
+
+    @property
+    def name(self) -> str:
+        """Its name in the transport."""
+        return self.facts.host
+
+    def takes_calls(self) -> bool:
+        """Return whether it makes a further call now, and nothing must be alone there."""
+        single = any(lane.waits or (lane.busy and lane.busy.alone) for lane in self.lanes)
+        return len(self.calls) < self.facts.most_calls and not self.alone and not single
 
 
 class ClusterEngine(Engine):
@@ -109,9 +193,9 @@ class ClusterEngine(Engine):
         transport: Transport,
         settings: Settings,
         *,
-        host_timeout: float = 60.0,
-        shared_files: bool | None = None,
-        retries: int = 1,
+        host_timeout: float,
+        shared_files: bool | None,
+        retries: int,
     ) -> None:
         self.name = transport.name
         self.workers = transport.hosts * LANES
@@ -119,10 +203,9 @@ class ClusterEngine(Engine):
         self._retries = retries
         self._lanes = [Lane(number) for number in range(self.workers)]
         self._hosts: dict[str, Host] = {}
-        self._runs: dict[int, RunState] = {}
-        self._calls: dict[int, tuple[int, Host, Submitted]] = {}  # by token: the number of the call
+        self._runs: dict[int, HostedRun] = {}
+        self._sent: dict[int, SentSpan | SentCall] = {}  # by token
         self._suspects: set[int] = set()  # numbers of calls that a lost host had
-        self._ending: set[int] = set()  # tokens of calls over items that are told to end
         self._tokens = itertools.count(1)
         self._inbox = queue.SimpleQueue[Report | None]()
         self._events: list[protocol.Event] = []
@@ -133,8 +216,10 @@ class ClusterEngine(Engine):
         self._near = False
         self._control = new_output((1 + 2 * STOPS,), np.dtype("i8"))
         self._stops = itertools.cycle(range(STOPS))
-        self.lost: list[tuple[str, str]] = []
-        transport.start(settings._replace(control=memory_address(self._control)), self._inbox.put)
+        place = locate(self._control)
+        assert place is not None, "it lies in a segment"
+        control = Memory.of(place.segment)
+        transport.start(settings._replace(control=control), self._inbox.put)
 
     # Any thread
 
@@ -146,7 +231,7 @@ class ClusterEngine(Engine):
         inputs, kept = [], []
         for array in arrays:
             address = self._address(array)
-            if address is None and (frozen or self._near) and not isinstance(array, Store):
+            if address is None and (frozen or self._near):
                 _, array = share(array)  # noqa: PLW2901 - the copy replaces it
                 address = self._address(array)
             inputs.append(address)
@@ -156,15 +241,14 @@ class ClusterEngine(Engine):
 
     def _address(self, array: Any) -> Any:
         """Return the address of an input that hosts may open; None if it lies in plain memory."""
+        address = self._address_for_all(array)
+        return Located.of(array) if address is None else address
+
+    def _address_for_all(self, array: Any) -> Any:
+        """Return the address of an array that hosts on all machines open; None if there is none."""
         if isinstance(array, Store):
             return array
-        place = locate(array)
-        if place is None:
-            return None
-        if self._files and place.segment.kind == "file":
-            return file_address(array)
-        where = array.shape, array.strides, array.dtype
-        return Located(memory_of(place.segment), place.offset, *where)
+        return File.of(array) if self._files else None
 
     def _pack(self, function: Function) -> Payload:
         payload = pack_function(function, None, frozen=True)
@@ -180,7 +264,7 @@ class ClusterEngine(Engine):
         """Pickle a call."""
         payload, environment = self._pack(call), self._state.current(None)
         name = call_name(call.values[0] if call.call is call_each else call.call)
-        return Submitted(payload.body, _bytes_of(payload), environment, self._retries, name)
+        return Submitted(payload.body, bytes_of(payload), environment, self._retries, name)
 
     def wake(self) -> None:
         """End the owner's :meth:`wait`."""
@@ -203,44 +287,25 @@ class ClusterEngine(Engine):
 
     def open(self, active: ActivePlan) -> list[int]:
         """Make the head of a run; return the lanes that have a host."""
-        prepared, plan = active.prepared, active.plan
         outputs = None
-        if active.outputs is not None and not plan.returns_objects:
-            shared = [self._shared_output(one) for one in active.outputs]
+        if active.outputs is not None and not active.plan.returns_objects:
+            shared = [self._address_for_all(one) for one in active.outputs]
             outputs = None if None in shared else tuple(shared)
-        head = Head(
-            run=active.number,
-            plan=plan,
-            function=prepared.payload.body,
-            held=_bytes_of(prepared.payload),
-            environment=prepared.environment,
-            retries=active.retries,
-            task_timeout=active.task_timeout,
-            inputs=prepared.inputs,
-            outputs=outputs,
-            sums=active.checksums is not None and outputs is not None,
-        )
-        used = [one for one in plan.arguments if isinstance(one, Blocks | Rows)]
-        count = len(prepared.arrays)
-        arguments = [[one for one in used if one.array == number] for number in range(count)]
-        self._runs[active.number] = RunState(active, head, arguments, spans.period(plan))
+        self._runs[active.number] = HostedRun(active, outputs, self._tell)
         return [lane.number for lane in self._used()]
+
+    def _tell(self, event: protocol.Event) -> None:
+        self._events.append(event)
 
     def _used(self) -> list[Lane]:
         """Return the lanes of hosts: the others, of which there are many, hold nothing."""
         return [lane for host in self._hosts.values() for lane in host.lanes]
 
-    def _shared_output(self, array: Any) -> Any:
-        if isinstance(array, Store):
-            return array
-        return file_address(array) if self._files else None
-
     def assign(self, worker: int, active: ActivePlan, generation: Generation) -> None:
         """Give a generation to a lane."""
         lane = self._lanes[worker]
         if lane.host is not None:  # else its loss is about to be told
-            lane.queue.append((active, generation))
-            lane.claimed[active.number, generation.number] = 0
+            lane.queue.append(Share(self._runs[active.number], generation))
             self._feed(lane)
 
     def stop(self, active: ActivePlan) -> list[protocol.CounterExhausted]:
@@ -248,15 +313,12 @@ class ClusterEngine(Engine):
         active.stopped = True
         exhausted, hosts = [], set()
         for lane in self._used():
-            busy = lane.busy
-            mine = busy is not None and busy.state.active is active
-            if mine and lane.host is not None:
-                hosts.add(lane.host.key)
-                self._transport.withdraw(busy.token)  # type: ignore[union-attr]
-            for generation in self._withdraw(lane, active):
-                if mine and busy is not None and busy.generation is generation:
-                    continue  # Why: its answer ends it
-                exhausted.append(self._exhausted(lane, active, generation))
+            shares, busy = lane.take_back(active), lane.busy
+            if busy is not None and busy.share.run.active is active and lane.host is not None:
+                hosts.add(lane.host.name)
+                self._transport.withdraw(busy.token)
+                shares = [one for one in shares if one is not busy.share]  # its answer ends it
+            exhausted += [lane.exhausted(one) for one in shares]
         self._tell_stop(active.number, sorted(hosts), kill=False)
         return exhausted
 
@@ -266,24 +328,12 @@ class ClusterEngine(Engine):
             self._control[at : at + 2] = run + 1, kill
             self._transport.stop(run, hosts, kill=kill)
 
-    def _withdraw(self, lane: Lane, active: ActivePlan) -> list[Generation]:
-        lane.waits = False
-        return take_back(lane.queue, active)
-
-    def _exhausted(
-        self, lane: Lane, active: ActivePlan, generation: Generation
-    ) -> protocol.CounterExhausted:
-        key = active.number, generation.number
-        had = lane.claimed.pop(key, 0)
-        moved = lane.traffic.pop(active.number, protocol.NO_TRAFFIC)
-        return protocol.CounterExhausted(lane.number, *key, had, traffic=moved)
-
     def close(self, active: ActivePlan) -> None:
         """Drop the objects that are kept for a run."""
         self._runs.pop(active.number, None)
         self._transport.forget(active.number)
         for lane in self._used():
-            self._withdraw(lane, active)
+            lane.take_back(active)
         for generation in active.generations:
             generation.tickets.close()
 
@@ -295,13 +345,12 @@ class ClusterEngine(Engine):
         """
         lane = self._lanes[worker]
         busy = lane.busy
-        if busy is None or busy.state.active.number != run or lane.host is None:
+        if busy is None or busy.share.run.active.number != run or lane.host is None:
             return
         if not busy.killed:
             busy.killed = True
-            self._tell_stop(run, [lane.host.key], kill=True)
-            self._events.append(protocol.WorkerLost(worker, Exit(None), run=run))
-            lane.claimed.pop((run, busy.generation.number), None)
+            self._tell_stop(run, [lane.host.name], kill=True)
+            self._tell(protocol.WorkerLost(worker, Exit(None), run=run))
 
     # Spans
 
@@ -309,105 +358,45 @@ class ClusterEngine(Engine):
         """Send the next span of a lane, or report that its counters are exhausted."""
         lane.waits = False
         while lane.queue and lane.busy is None and lane.host is not None:
-            active, generation = lane.queue[0]
-            state = self._runs[active.number]
-            count = active.plan.chunks if generation.todo is None else len(generation.todo)
-            first = state.positions.get(generation.number, 0)
-            last, alone = self._end(state, generation, first, count, lane.host)
-            others = [one.busy for one in lane.host.lanes if one is not lane and one.busy]
-            if not active.stopped and first < count:
-                lane.waits = alone
-                busy = others or lane.host.calls
-                if lane.host.alone or (alone and busy) or any(one.alone for one in others):
-                    return  # Why: the lane is fed again when the other work is done.
-                lane.waits = False
-                first = generation.tickets.claim(last - first)
-            if active.stopped or first >= count:
+            share, host = lane.queue[0], lane.host
+            chunks, alone = share.run.next_chunks(share.generation, host.facts, len(self._hosts))
+            if not chunks:
                 lane.queue.popleft()
-                self._events.append(self._exhausted(lane, active, generation))
+                self._tell(lane.exhausted(share))
                 continue
-            state.positions[generation.number] = last
-            self._send(lane, state, generation, first, last, alone)
-
-    def _end(
-        self, state: RunState, generation: Generation, first: int, count: int, host: Host
-    ) -> tuple[int, bool]:
-        """Return the end of the next span, and whether it must be alone on its host."""
-        if first >= count:
-            return count, False
-        now = spans.Measured(
-            seconds=state.seconds,
-            latest=state.latest,
-            remaining=count - first,
-            hosts=len(self._hosts),
-            workers=host.workers,
-            nbytes=state.bytes_per_chunk(),
-            most=host.most_bytes,
-        )
-        size = spans.span_size(now)
-        if state.suspects:
-            chunks = [generation.chunk(t) for t in range(first, min(first + size, count))]
-            suspect = [chunk in state.suspects for chunk in chunks]
-            size = suspect.index(not suspect[0]) if (not suspect[0]) in suspect else len(chunks)
-            if suspect[0]:
-                last = first + min(size, max(1, len(state.suspects) // _SUSPECTS))
-                return last, last == first + 1
-            return first + size, False
-        row = 1 if generation.number else state.row
-        return min(count, spans.align(first, size, row)), False
+            others = [one.busy for one in host.lanes if one.busy]
+            busy = others or host.calls
+            if host.alone or (alone and busy) or any(one.alone for one in others):
+                lane.waits = alone
+                return  # Why: the lane is fed again when the other work is done.
+            self._send(lane, share, chunks, host, alone=alone)
 
     def _send(
-        self,
-        lane: Lane,
-        state: RunState,
-        generation: Generation,
-        first: int,
-        last: int,
-        alone: bool,
+        self, lane: Lane, share: Share, chunks: Sequence[int], host: Host, *, alone: bool
     ) -> None:
-        active, host = state.active, lane.host
-        assert host is not None
-        lane.claimed[active.number, generation.number] += last - first
+        run, generation = share.run, share.generation
+        active, size = run.active, len(chunks)
+        # Invariant: only this thread claims, so the first ticket is the one at the position.
+        first = generation.tickets.claim(size)
+        run.positions[generation.number] = first + size
+        share.claimed += size
         slot = active.ledger.slot(lane.number)
         slot[LAST] = 0
         slot[GENERATION], slot[FIRST], slot[CURSOR] = generation.number, first, first
         slot[SINCE] = 0  # Why: hosts watch the time of a chunk.
-        slot[LAST] = last
-        chunks: Sequence[int] = range(first, last)
-        if generation.todo is not None:
-            chunks = generation.todo[first:last]
+        slot[LAST] = first + size
         began = time.perf_counter()
         active.ledger.note_claim(as_index(chunks), lane.number, began - active.origin)
-        span = self._span(state, chunks, near=host.near is not False)
-        token = next(self._tokens)
-        lane.busy = Sent(token, state, generation, first, last, chunks, alone, span, began)
-        traffic = state.traffic(host)
-        traffic.spans += 1
-        traffic.bytes_out += _window_bytes(span)
-        self._transport.send(token, host.key, span, state.head)
+        span = run.span(chunks, near=host.facts.near)
+        lane.busy = SentSpan(lane, share, first, chunks, alone, span, began)
+        run.traffic(host.name).spans += 1
+        self._send_span(lane.busy, host, run.head_for(host.name))
 
-    def _span(self, state: RunState, chunks: Sequence[int], *, near: bool) -> Span:
-        """Cut the windows of a span."""
-        active = state.active
-        plan, arrays, addresses = active.plan, active.prepared.arrays, active.prepared.inputs
-        made = []
-        for box in spans.boxes(plan.grid, chunks):
-            inputs: list[Any] = []
-            for number, (array, address) in enumerate(zip(arrays, addresses, strict=True)):
-                if isinstance(array, Store) or isinstance(address, File) or (near and address):
-                    inputs.append(None)
-                    continue
-                windows = [
-                    spans.input_window(plan, argument, array.shape, box)
-                    for argument in state.arguments[number]
-                ]
-                inputs.append(Window.of(array, spans.union(windows)))
-            made.append(SpanBox(box.chunks(plan.grid), box.low, box.high, tuple(inputs)))
-        announcement = None
-        if active.outputs is not None:
-            outputs = tuple(Output(one.shape, one.dtype) for one in active.outputs)
-            announcement = Announcement(outputs, bool(active.is_tuple)).pack()
-        return Span(active.number, tuple(made), announcement)
+    def _send_span(self, sent: SentSpan, host: Host, head: Head | None) -> None:
+        sent.token = next(self._tokens)
+        self._sent[sent.token] = sent
+        sent.share.run.traffic(host.name).bytes_out += sent.span.nbytes
+        self._transport.send(sent.token, host.name, sent.span, head)
 
     # Reports
 
@@ -425,9 +414,18 @@ class ClusterEngine(Engine):
                 if report is not None:
                     self._take(report)
                 report = self._inbox.get_nowait()
-        self._check_hosts()
+        if self._expired:
+            for number, run in self._runs.items():
+                if not run.active.stopped:
+                    self._tell(protocol.PlanRejected(number, self._hosts_lost()))
         events, self._events = self._events, []
         return events
+
+    @property
+    def _expired(self) -> bool:
+        """True if there will be no host, or has been none for too long."""
+        late = self._without is not None and time.monotonic() >= self._without + self._timeout
+        return late or bool(self._broken)
 
     def _take(self, report: Report) -> None:
         match report:
@@ -447,14 +445,12 @@ class ClusterEngine(Engine):
         free = [lane for lane in self._lanes if lane.host is None][:LANES]
         if report.host in self._hosts or len(free) < LANES:
             return
-        most = min(spans.SPAN_BYTES, report.memory // 10) if report.memory else spans.SPAN_BYTES
-        calls = min(report.workers, report.calls)
-        host = Host(report.host, report.workers, report.near, report.name, most, calls, free)
+        host = Host(report, free)
         self._hosts[report.host], self._without = host, None
-        self._near = self._near or bool(report.near)
+        self._near = self._near or report.near
         for lane in free:
             lane.host, lane.waits = host, False
-            self._events.append(protocol.WorkerReady(lane.number))
+            self._tell(protocol.WorkerReady(lane.number))
 
     def _host_down(self, key: str, reason: str) -> None:
         host = self._hosts.pop(key, None)
@@ -464,43 +460,28 @@ class ClusterEngine(Engine):
             return
         if not self._hosts:
             self._without = time.monotonic()
-        self.lost.append((host.name, reason))
         busy = [lane for lane in host.lanes if lane.busy is not None and not lane.busy.killed]
-        text = f"was on host {host.name}, which was lost: {reason}"
+        exit_ = Exit(None, text=f"was on host {key}, which was lost: {reason}")
         at_fault = len(host.calls) == 1 and not busy
         for token in host.calls:
-            number = self._calls.pop(token)[0]
-            self._ending.discard(token)
-            if not at_fault:
-                self._suspects.add(number)
+            call = self._sent.pop(token)
+            if isinstance(call, SentCall) and not at_fault:
+                self._suspects.add(call.number)
         for lane in host.lanes:
             sent, lane.busy, lane.host = lane.busy, None, None
             lane.queue.clear()
-            lane.claimed.clear()
-            lane.traffic.clear()
+            if sent is not None:
+                del self._sent[sent.token]
             if sent is None or sent.killed:
                 innocent = not (at_fault and lane is host.lanes[0])
-                lost = protocol.WorkerLost(lane.number, Exit(None, text=text), innocent)
-                self._events.append(lost)
+                self._tell(protocol.WorkerLost(lane.number, exit_, innocent))
                 continue
             self._transport.withdraw(sent.token)
-            sent.state.traffic(host).lost = reason
-            blamed = len(busy) == 1 and len(sent.chunks) == 1
-            sent.state.suspects.update(sent.chunks)
-            lost_for = None if blamed and not host.calls else _INNOCENT
-            self._events.append(
-                protocol.WorkerLost(lane.number, Exit(None, text=text), killed_for=lost_for)
-            )
-
-    def _check_hosts(self) -> None:
-        """Fail everything if there has been no host for too long."""
-        if self._without is None or not (self._runs or self._calls):
-            return
-        if not self._broken and time.monotonic() < self._without + self._timeout:
-            return
-        for number, state in self._runs.items():
-            if not state.active.stopped:
-                self._events.append(protocol.PlanRejected(number, self._hosts_lost()))
+            sent.share.run.traffic(key).lost = reason
+            sent.share.run.suspects.update(sent.chunks)
+            blamed = len(busy) == 1 and len(sent.chunks) == 1 and not host.calls
+            lost_for = None if blamed else _INNOCENT
+            self._tell(protocol.WorkerLost(lane.number, exit_, killed_for=lost_for))
 
     def _hosts_lost(self) -> HostsLost:
         reasons = "; ".join(self._reasons) or "none has ever joined"
@@ -514,99 +495,63 @@ class ClusterEngine(Engine):
     # Answers
 
     def _answer(self, answer: Answer) -> None:
-        if answer.token in self._calls:
-            self._call_answered(answer)
-            return
-        lane = next(
-            (one for one in self._used() if one.busy and one.busy.token == answer.token), None
-        )
-        if lane is None or lane.busy is None:
-            return  # Why: its host was lost meanwhile.
-        sent, host = lane.busy, lane.host
-        assert host is not None
-        if sent.killed:
-            lane.busy = None
-            self._feed_host(host)
-            return
-        if isinstance(answer.value, Missing) and not sent.state.active.stopped:
-            self._send_again(lane, sent, host, answer.value)
-            return
-        self._finished(lane, sent, host, answer)
-        self._release(lane, sent)
-        self._feed_host(host)
+        match self._sent.pop(answer.token, None):
+            case SentCall() as call:
+                self._call_answered(call, answer)
+            case SentSpan(lane=lane) as sent if (host := lane.host) is not None:
+                stopped = sent.killed or sent.share.run.active.stopped
+                if isinstance(answer.value, Missing) and not stopped:
+                    self._send_again(sent, host, answer.value)
+                    return
+                lane.busy = None
+                if not sent.killed:
+                    self._finished(sent, host, answer)
+                self._feed_host(host)
+            case _:
+                pass  # Why: its host was lost meanwhile.
 
-    def _send_again(self, lane: Lane, sent: Sent, host: Host, missing: Missing) -> None:
+    def _send_again(self, sent: SentSpan, host: Host, missing: Missing) -> None:
         """Send a span with the head, or the windows, that the host lacks."""
+        run = sent.share.run
         if missing.part == "memory":
-            host.near = False
-            sent.span = self._span(sent.state, sent.chunks, near=False)
-            sent.state.traffic(host).bytes_out += _window_bytes(sent.span)
-        sent.token = next(self._tokens)
-        self._transport.send(sent.token, host.key, sent.span, sent.state.head)
+            host.facts = host.facts._replace(near=False)
+            sent.span = run.span(sent.chunks, near=False)
+        self._send_span(sent, host, run.head)
 
     def _feed_host(self, host: Host) -> None:
         if host.alone and len(host.calls) == 1 and not any(lane.busy for lane in host.lanes):
-            self._transport.send(host.alone, host.key, self._calls[host.alone][2], None)
+            call = self._sent[host.alone]
+            assert isinstance(call, SentCall)
+            self._transport.send(host.alone, host.name, call.work, None)
         for lane in host.lanes:
             self._feed(lane)
 
-    def _release(self, lane: Lane, sent: Sent) -> None:
-        lane.busy = None
-        active, generation = sent.state.active, sent.generation
+    def _finished(self, sent: SentSpan, host: Host, answer: Answer) -> None:
+        """Take the results of a span; report its generation if the lane takes no more of it."""
+        lane, share, run = sent.lane, sent.share, sent.share.run
+        active = run.active
+        if active.number in self._runs:
+            if isinstance(answer.value, SpanResult):
+                run.take(sent.span, answer.value, host.name, time.perf_counter() - sent.began)
+                if active.reports:
+                    last = sent.first + len(sent.chunks)
+                    key = active.number, share.generation.number
+                    self._tell(protocol.ClaimFinished(*key, sent.first, last))
+            elif not active.stopped:  # else it was withdrawn
+                self._tell(protocol.PlanRejected(active.number, _failure(answer, host)))
         slot = active.ledger.slot(lane.number)
-        slot[CURSOR], slot[LAST] = sent.last, 0
-        waits = any(item[0] is active and item[1] is generation for item in lane.queue)
-        if not waits and (active.number, generation.number) in lane.claimed:
-            self._events.append(self._exhausted(lane, active, generation))
-
-    def _finished(self, lane: Lane, sent: Sent, host: Host, answer: Answer) -> None:
-        """Take the results of a span."""
-        state, result = sent.state, answer.value
-        number = state.active.number
-        if number not in self._runs:
-            return
-        if isinstance(result, Refused):
-            error: Any = ShmparError(f"host {host.name} does not serve this pool: {result.reason}")
-            self._events.append(protocol.PlanRejected(number, error))
-            return
-        if not isinstance(result, SpanResult):
-            if not state.active.stopped:  # else it was withdrawn
-                self._events.append(protocol.PlanRejected(number, _foreign(answer.error, host)))
-            return
-        for box, one in zip(sent.span.boxes, result.boxes, strict=True):
-            take_box(state.active, box, one, state.traffic(host), self._events.append)
-        for warned in result.warned:
-            self._events.append(warned._replace(run=number, call=None))
-        state.suspects.difference_update(sent.chunks)
-        self._measure(state, sent, host, result)
-        before = lane.traffic.get(number, protocol.NO_TRAFFIC)
-        lane.traffic[number] = protocol.add_traffic(before, result.traffic)
-        if state.active.reports:
-            finished = protocol.ClaimFinished(number, sent.generation.number, sent.first, sent.last)
-            self._events.append(finished)
-
-    def _measure(self, state: RunState, sent: Sent, host: Host, result: SpanResult) -> None:
-        size, spent = len(sent.chunks), time.perf_counter() - sent.began
-        mine = result.seconds / size
-        state.seconds = mine if state.seconds is None else (state.seconds + mine) / 2
-        state.latest = max(state.latest, size)
-        state.active.ledger.times.seconds[as_index(sent.chunks)] = mine
-        traffic = state.traffic(host)
-        traffic.deaths += result.deaths
-        traffic.computing += result.seconds
-        traffic.transport += max(0.0, spent - result.seconds)
+        slot[CURSOR], slot[LAST] = sent.first + len(sent.chunks), 0
+        if share not in lane.queue:
+            self._tell(lane.exhausted(share))
 
     # Calls
 
     def free_worker(self) -> int | None:
         """Return a lane of the host that has the fewest calls for those that it makes at a time."""
         if not self._hosts:
-            expired = self._without is not None and (
-                time.monotonic() >= self._without + self._timeout
-            )
-            return 0 if self._broken or expired else None
+            return 0 if self._expired else None
         free = [host for host in self._hosts.values() if host.takes_calls()]
-        least = min(free, key=lambda host: len(host.calls) / host.most_calls, default=None)
+        least = min(free, key=lambda host: len(host.calls) / host.facts.most_calls, default=None)
         return None if least is None else least.lanes[0].number
 
     def withdraw(self, worker: int, *, stop: bool = False) -> list[int]:
@@ -615,16 +560,16 @@ class ClusterEngine(Engine):
         Why all of them: the items that a wanted one leaves are sent again.
         """
         host = self._lanes[worker].host
-        if stop and host is not None:
-            over_items = {token for token in host.calls if self._calls[token][2].more}
-            for token in over_items - self._ending:
-                self._tell_stop(-1 - token, [host.key], kill=False)
-            self._ending |= over_items
+        for token in host.calls if stop and host is not None else ():
+            call = self._sent[token]
+            if isinstance(call, SentCall) and call.work.more and not call.ending:
+                call.ending = True
+                self._tell_stop(call.work.number, [call.host.name], kill=False)
         return []
 
     def places(self) -> int:
         """Return the number of calls that all hosts make at a time; any thread may ask."""
-        here = sum([host.most_calls for host in list(self._hosts.values())])
+        here = sum([host.facts.most_calls for host in list(self._hosts.values())])
         return here or self._transport.places
 
     def call(self, worker: int, number: int, prepared: Submitted, more: Any = ()) -> None:
@@ -633,45 +578,38 @@ class ClusterEngine(Engine):
         if host is None:
             raise self._hosts_lost()
         token = next(self._tokens)
-        host.calls[token] = worker
-        prepared = prepared._replace(more=more, number=-1 - token)
-        self._calls[token] = number, host, prepared
+        host.calls.add(token)
+        work = prepared._replace(more=more, number=-1 - token)
+        self._sent[token] = SentCall(number, host, work)
         if number in self._suspects:
             host.alone = token
             self._feed_host(host)
         else:
-            self._transport.send(token, host.key, prepared, None)
+            self._transport.send(token, host.name, work, None)
 
-    def _call_answered(self, answer: Answer) -> None:
-        number, host, _ = self._calls.pop(answer.token)
-        self._ending.discard(answer.token)
-        host.calls.pop(answer.token, None)
+    def _call_answered(self, call: SentCall, answer: Answer) -> None:
+        number, host, result = call.number, call.host, answer.value
+        host.calls.discard(answer.token)
         if host.alone == answer.token:
             host.alone = 0
             self._suspects.discard(number)
         self._feed_host(host)
-        result = answer.value
         if not isinstance(result, CallResult):
-            reason = result.reason if isinstance(result, Refused) else None
-            error: Any = ShmparError(f"host {host.name} does not serve this pool: {reason}")
-            if reason is None:
-                error = _foreign(answer.error, host)
-            self._events.append(protocol.CallFinished(number, error=error))
+            self._tell(protocol.CallFinished(number, error=_failure(answer, host)))
             return
         for warned in result.warned:
-            self._events.append(warned._replace(run=None, call=number))
+            self._tell(warned._replace(run=None, call=number))
         if result.error is not None:
-            error = unpack_error(result.error)
-            self._events.append(protocol.CallFinished(number, error=error))
+            self._tell(protocol.CallFinished(number, error=unpack_error(result.error)))
             return
         try:
             value = pickle.loads(result.value or b"")
             if type(value) is protocol.Slice:
                 value = value._replace(error=unpack_error(value.error))
         except BaseException as error:  # noqa: BLE001 - whatever unpickling raises
-            self._events.append(protocol.CallFinished(number, error=error, unreadable=True))
+            self._tell(protocol.CallFinished(number, error=error, unreadable=True))
         else:
-            self._events.append(protocol.CallFinished(number, value))
+            self._tell(protocol.CallFinished(number, value))
 
     def shutdown(self) -> None:
         """End the hosts' pools."""
@@ -679,18 +617,10 @@ class ClusterEngine(Engine):
         self._transport.close()
 
 
-def _bytes_of(payload: Payload) -> tuple[Array, ...]:
-    sizes = [(segment, (segment.size,)) for segment in payload.segments]
-    return tuple([segment.ndarray(0, size, None, np.dtype("u1")) for segment, size in sizes])
-
-
-def _window_bytes(span: Span) -> int:
-    inputs = [one for box in span.boxes for one in box.inputs]
-    return sum([one.values.nbytes for one in inputs if one is not None])
-
-
-def _foreign(error: BaseException | None, host: Host) -> ShmparError:
-    """Return the error for work that the other engine has failed."""
-    failed = ShmparError(f"host {host.name} could not be asked: {summarize(error)}")
-    failed.__cause__ = error
+def _failure(answer: Answer, host: Host) -> ShmparError:
+    """Return the error for work that a host has refused, or the other engine has failed."""
+    if isinstance(answer.value, Refused):
+        return ShmparError(f"host {host.name} does not serve this pool: {answer.value.reason}")
+    failed = ShmparError(f"host {host.name} could not be asked: {summarize(answer.error)}")
+    failed.__cause__ = answer.error
     return failed

@@ -26,7 +26,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -58,12 +58,12 @@ from shmpar.engines.packing import PreparedCall, PreparedRun
 from shmpar.engines.processes import ProcessesEngine
 from shmpar.errors import ShmparError, summarize
 from shmpar.ipc import protocol
-from shmpar.ipc.ledger import DONE
+from shmpar.memory.copying import share
 from shmpar.memory.limits import available_cpus
 from shmpar.memory.names import remove_stale
-from shmpar.memory.segment import Segment, create, new_output
+from shmpar.memory.segment import Segment, new_output
 from shmpar.pickling.pack import Payload
-from shmpar.plan import Announcement, Function, Plan
+from shmpar.plan import Announcement, Function, Plan, ResultError
 from shmpar.runtime.calls import Call
 from shmpar.runtime.execution import Execution, Policy
 from shmpar.runtime.loop import AT_ONCE, Loop
@@ -113,8 +113,8 @@ def serve(settings: Settings, work: Span | Submitted, head: Head | None) -> Any:
     if difference is not None:
         return Refused(difference)
     try:
-        host = _host(settings)
-        return host.span(work, head) if isinstance(work, Span) else host.call(work)
+        with _working(settings) as host:
+            return host.span(work, head) if isinstance(work, Span) else host.call(work)
     except _NoMemoryError:
         return Missing("memory")
     except Exception as error:  # noqa: BLE001 - the client is told
@@ -126,35 +126,36 @@ _lock = threading.Lock()
 _hosts: dict[tuple[str, int], Host] = {}
 
 
-def _host(settings: Settings) -> Host:
+@contextlib.contextmanager
+def _working(settings: Settings) -> Iterator[Host]:
+    """Keep the host for a client's pool from its end; make one if there is none."""
+    key = settings.pool, os.getpid()  # Why the pid: a forked child has none of the hosts
     with _lock:
-        key = settings.pool, os.getpid()  # Why the pid: a forked child has none of the hosts
-        if key not in _hosts or _hosts[key].closed:
-            _hosts[key] = Host(settings, key)
-        return _hosts[key]
+        host = _hosts.get(key)
+        if host is None or not host.begin():
+            host = _hosts[key] = Host(settings, key)
+    try:
+        yield host
+    finally:
+        host.end()
 
 
 def stop(pool: str, run: int, *, kill: bool = False) -> None:
     """Stop a run on the hosts in this process; `kill` the workers of its chunks in progress."""
-    for key in _of_pool(pool):
-        host = _hosts.get(key)
-        if host is not None:
-            host.stop(run, kill=kill)
+    for host in _of_pool(pool):
+        host.stop(run, kill=kill)
 
 
 def close(pool: str) -> None:
     """End the pools in this process that serve a client's pool; return when they have ended."""
-    for key in _of_pool(pool):
-        with _lock:
-            host = _hosts.pop(key, None)
-        if host is not None:
-            host.close()
+    for host in _of_pool(pool):
+        host.close()
 
 
-def _of_pool(pool: str) -> list[tuple[str, int]]:
+def _of_pool(pool: str) -> list[Host]:
     """Return the hosts of a pool in this process; some are several (``name@host``)."""
-    keys = [key for key in list(_hosts) if key[1] == os.getpid()]
-    return [key for key in keys if pool in (key[0], key[0].partition("@")[0])]
+    here = [(name, host) for (name, pid), host in list(_hosts.items()) if pid == os.getpid()]
+    return [host for name, host in here if pool in {name, name.partition("@")[0]}]
 
 
 class HostEngine(ProcessesEngine):
@@ -179,10 +180,6 @@ class HostEngine(ProcessesEngine):
         prepared = super().prepare_call(call)
         prepared.environment = _merged(prepared.environment, call)
         return prepared
-
-    def bytes_to_copy(self, arrays: Sequence[Any]) -> list[int]:
-        """Return none: all inputs lie in shared memory."""
-        return []
 
 
 def _merged(own: protocol.Environment, function: Function) -> protocol.Environment:
@@ -227,9 +224,6 @@ class HostOutputs(Outputs):
         """Return none: the client has checked the room for its whole outputs."""
         return []
 
-    def reserve_rest(self, *, complete: bool = False) -> None:
-        """Do nothing: the windows are reserved."""
-
 
 class HostExecution(Execution):
     """The execution of a box of chunks on a host.
@@ -245,19 +239,27 @@ class HostExecution(Execution):
         Results that are objects, pickled.
     """
 
+    result: BoxResult | None = None
+    compute_seconds = 0.0
+
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.failures: list[tuple[int, protocol.PackedError, Any, bool]] = []
         self.values: list[tuple[int, bytes]] = []
-        self.result: BoxResult | None = None
-        self.compute_seconds = 0.0
 
     def handle(self, event: protocol.Event) -> None:
         """Take an event; keep objects for the client."""
-        if isinstance(event, protocol.ObjectsReturned):
-            self.values += [(chunk, cloudpickle.dumps(value, 5)) for chunk, value in event.values]
-        else:
+        if not isinstance(event, protocol.ObjectsReturned):
             super().handle(event)
+            return
+        for chunk, value in event.values:
+            try:
+                self.values.append((chunk, cloudpickle.dumps(value, 5)))
+            except Exception as cause:  # noqa: BLE001 - it is the chunk's outcome
+                name, why = type(value).__qualname__, summarize(cause)
+                text = f"the function returned a {name} that its host cannot pickle ({why})"
+                error = ResultError(text)
+                self._chunk_failed(protocol.ChunkFailed(event.run, chunk, error))
 
     def _chunk_failed(self, event: protocol.ChunkFailed) -> None:
         local = event.chunk - self.plan.base
@@ -278,18 +280,18 @@ class HostExecution(Execution):
         every = range(base, base + self.plan.chunks)
         chunks: Sequence[int] = every if self._todo is None else [base + one for one in self._todo]
         if done is not None:
-            finished = set(np.flatnonzero(ledger.status == DONE).tolist())
-            chunks = [chunk for chunk in chunks if chunk - base in finished]
+            finished = {base + one for one in done}
+            chunks = [chunk for chunk in chunks if chunk in finished]
         self.compute_seconds = float(ledger.times.seconds.sum())
         outputs, sums = self.outputs, cast("Part | None", self.outputs.checksums)
         assert isinstance(outputs, HostOutputs)
-        announced, arrays = outputs.announced, outputs.arrays or []
+        arrays = outputs.arrays or ()
         parts = [(one.array, one.origin) for one in arrays if isinstance(one, Part)]
         self.result = BoxResult(
             done=chunks,
             failed=self.failures,
             fatal=None if self.fatal is None else pack_exception(self.fatal),
-            announcement=None if announced is None else announced.pack(),
+            announcement=outputs.announced,
             parts=parts or None,
             values=self.values,
             sums=None if sums is None else sums.array,
@@ -308,8 +310,6 @@ class _Loaded:
     ----------
     payload : Payload
         The function, with segments of this host.
-    inputs : list
-        Inputs that are the same for all spans; None where each span brings its window.
     outputs : list or None
         Outputs that the workers write themselves.
     """
@@ -317,24 +317,21 @@ class _Loaded:
     def __init__(self, head: Head) -> None:
         self.head = head
         self.payload = _payload(head.function, head.held)
-        self.inputs: list[Any] | None = None
+        self._inputs: dict[int, Any] = {}
         self.outputs = None if head.outputs is None else [_opened(one) for one in head.outputs]
         self.used = time.monotonic()
         self.runs: set[Run] = set()
 
-    def shared_inputs(self) -> list[Any]:
-        """Return the inputs that all spans share, opened once."""
-        if self.inputs is None:
-            self.inputs = [_opened(one) for one in self.head.inputs]
-        return self.inputs
+    def input(self, number: int) -> Any:
+        """Return an input of which the head has the address; it is opened once."""
+        # Why not all of them: the client's memory cannot be opened on another machine.
+        if number not in self._inputs:
+            self._inputs[number] = _opened(self.head.inputs[number])
+        return self._inputs[number]
 
 
 def _payload(body: bytes, held: Sequence[Array]) -> Payload:
-    segments = []
-    for values in held:
-        segment = create(values.nbytes, purpose="argument")
-        segment.ndarray(0, values.shape, None, values.dtype)[...] = values
-        segments.append(segment)
+    segments = [share(values, "argument")[0] for values in held]
     return Payload(body, tuple(segments), (True,) * len(segments))
 
 
@@ -342,16 +339,15 @@ def _opened(given: Any) -> Any:
     """Return the array of an input or output that travels as its address."""
     if isinstance(given, Located):
         segment = open_memory(given.memory)
-        where = given.offset, given.shape, given.strides, np.dtype(given.dtype)
-        return segment.ndarray(*where, writable=False)
-    if isinstance(given, File):
+    elif isinstance(given, File):
         mode = os.O_RDWR if given.writable else os.O_RDONLY
         fd = os.open(given.path, mode | os.O_CLOEXEC)
         size = os.fstat(fd).st_size
         segment = Segment.adopt(fd, size, kind="file", writable=given.writable)
         segment.path = given.path
-        return segment.ndarray(given.offset, given.shape, given.strides, np.dtype(given.dtype))
-    return given
+    else:
+        return given
+    return segment.ndarray(given.offset, given.shape, given.strides, given.dtype)
 
 
 def open_memory(memory: Memory) -> Segment:
@@ -377,7 +373,7 @@ def placed(window: Window) -> Part:
     """
     stored, order = window.values.shape, window.order
     room = [n + gap for n, gap in zip(stored, window.gaps, strict=True)]
-    memory = new_output((*room, 1 + window.sparse), window.values.dtype)
+    memory = new_output((*room, 1 + window.sparse), window.dtype)
     where: Any = (*[slice(n) for n in stored], 0, ...)
     inside = memory[where]
     inside[...] = window.values
@@ -388,19 +384,19 @@ def placed(window: Window) -> Part:
 
 
 class Host:
-    """The local pool of this process for one pool of a client."""
+    """The local pool of this process for one pool of a client; made for its first work."""
 
     def __init__(self, settings: Settings, key: tuple[str, int]) -> None:
         remove_stale()  # Why: those of hosts that were killed.
         self.settings, self._key = settings, key
-        self.closed = False
+        self.closed = self._leaves = False
         self._loop = Loop(partial(HostEngine, settings))
         self._loaded: dict[int, _Loaded] = {}
-        # Lock: held for a look at the runs and the flags below, never while anything is computed.
+        # Lock: held while a head is opened, and for a look at the runs and the flags below.
         self._state = threading.Lock()
-        self._working, self._idle_since = 0, time.monotonic()
+        self._working, self._idle_since = 1, time.monotonic()
         self._stopped: dict[int, bool] = {}
-        self._calls: dict[int, Call] = {}  # calls over items
+        self._calls: dict[int, Call] = {}
         self._parent = os.getppid()
         self._control: Array | None = None
         self._client = -1
@@ -414,47 +410,49 @@ class Host:
         with contextlib.suppress(OSError, AttributeError):
             self._client = os.pidfd_open(control.pid)
 
-    @contextlib.contextmanager
-    def _busy(self) -> Any:
+    def begin(self) -> bool:
+        """Note that work begins; return False if the host takes none any more."""
         with self._state:
-            self._working += 1
-        try:
-            yield
-        finally:
-            with self._state:
-                self._working -= 1
-                self._idle_since = time.monotonic()
+            self._working += not self._leaves
+            return not self._leaves
+
+    def end(self) -> None:
+        """Note that work has ended."""
+        with self._state:
+            self._working -= 1
+            self._idle_since = time.monotonic()
 
     # Spans
 
     def span(self, span: Span, head: Head | None) -> SpanResult | Missing:
         """Compute the chunks of a span."""
-        with self._busy():
-            loaded = self._load(span.run, head)
-            if loaded is None:
-                return Missing("head")
-            runs = [self._start(loaded, box, span) for box in span.boxes]
-            results, warned, seconds, deaths = [], {}, 0.0, 0
-            traffic = protocol.NO_TRAFFIC
-            for run in runs:
-                run.resolved.wait()
-                execution = run.execution
-                assert isinstance(execution, HostExecution)
-                results.append(execution.result or _nothing_done(run))
-                seconds, deaths = seconds + execution.compute_seconds, deaths + execution.deaths
-                warned.update(run.warned or {})
-                traffic = protocol.add_traffic(traffic, execution.traffic)
-            with self._state:
-                loaded.runs.difference_update(runs)
-                loaded.used = time.monotonic()
-            each = seconds / self.settings.workers
-            return SpanResult(results, each, deaths, [*warned.values()], traffic)
+        loaded = self._load(span.run, head)
+        if loaded is None:
+            return Missing("head")
+        runs = [self._start(loaded, box, span) for box in span.boxes]
+        results, warned, seconds, deaths = [], {}, 0.0, 0
+        traffic = protocol.NO_TRAFFIC
+        for run in runs:
+            run.resolved.wait()
+            execution = run.execution
+            assert isinstance(execution, HostExecution)
+            results.append(execution.result or _nothing_done(run))
+            seconds, deaths = seconds + execution.compute_seconds, deaths + execution.deaths
+            warned.update(run.warned or {})
+            traffic = protocol.add_traffic(traffic, execution.traffic)
+        with self._state:
+            loaded.runs.difference_update(runs)
+            loaded.used = time.monotonic()
+        each = seconds / self.settings.workers
+        return SpanResult(results, each, deaths, [*warned.values()], traffic)
 
     def _load(self, number: int, head: Head | None) -> _Loaded | None:
         with self._state:
             found = self._loaded.get(number)
             if found is None and head is not None:
                 found = self._loaded[number] = _Loaded(head)
+            if found is not None:
+                found.used = time.monotonic()
             return found
 
     def _start(self, loaded: _Loaded, box: SpanBox, span: Span) -> Run:
@@ -462,14 +460,13 @@ class Host:
         count = box.chunks[-1] - base + 1
         dense = isinstance(box.chunks, range)
         todo = None if dense else tuple([chunk - base for chunk in box.chunks])
-        shared = loaded.shared_inputs() if None in box.inputs else box.inputs
         arrays = [
-            placed(one) if isinstance(one, Window) else other
-            for one, other in zip(box.inputs, shared, strict=True)
+            loaded.input(number) if one is None else placed(one)
+            for number, one in enumerate(box.inputs)
         ]
-        outputs = HostOutputs(head.plan, spans.Box(box.low, box.high), loaded.outputs)
+        outputs = HostOutputs(head.plan, box.box, loaded.outputs)
         if span.announcement is not None:
-            outputs.expected = Announcement.unpack(span.announcement)
+            outputs.expected = span.announcement
         if head.sums:
             sums: Any = Part(new_output((count,), np.dtype("u4")), (base,), (base + count,))
             outputs.checksums = sums
@@ -493,7 +490,7 @@ class Host:
     def stop(self, number: int, *, kill: bool) -> None:
         """Stop the spans of a run, those that come later too; or a call over items."""
         with self._state:
-            if self._stopped.get(number, False) >= kill and number in self._stopped:
+            if number in self._stopped and self._stopped[number] >= kill:
                 return
             self._stopped[number] = kill
             if len(self._stopped) > _MOST_STOPPED:
@@ -503,40 +500,37 @@ class Host:
             call = self._calls.get(number)
         for run in runs:
             self._loop.cancel(run, 0.0 if kill else None)
-        if call is not None:
-            _end_early(call)
+        _end_early(call)
 
     # Calls
 
     def call(self, work: Submitted) -> CallResult:
         """Make a submitted call."""
-        with self._busy():
-            payload: Any = _payload(work.function, work.held)
-            function = Function(payload, {"environment": work.environment}, ())
-            prepared = self._loop.prepare_call(function)
-            # Why unwanted: the client has the items computed that the call leaves.
-            call = self._loop.add_call(work.name, prepared, work.retries, work.more, unwanted=True)
-            with self._state:
-                self._calls[work.number] = call
-                stopped = work.number in self._stopped
-            if stopped:
-                _end_early(call)
-            call.resolved.wait()
-            with self._state:
-                del self._calls[work.number]
-                self._stopped.pop(work.number, None)
-            warned = [*(call.warned or {}).values()]
-            call.warned = None
-            error = call.exception()
-            if error is not None:
-                return CallResult(None, pack_exception(error), warned)
-            try:
-                value = call.result()
-                if type(value) is protocol.Slice:
-                    value = value._replace(error=pack_exception(value.error))
-                return CallResult(cloudpickle.dumps(value, 5), None, warned)
-            except Exception as failure:  # noqa: BLE001 - it is the call's outcome
-                return CallResult(None, pack_exception(failure), warned)
+        payload: Any = _payload(work.function, work.held)
+        function = Function(payload, {"environment": work.environment}, ())
+        prepared = self._loop.prepare_call(function)
+        # Why unwanted: the client has the items computed that the call leaves.
+        call = self._loop.add_call(work.name, prepared, work.retries, work.more, unwanted=True)
+        with self._state:
+            self._calls[work.number] = call
+            stopped = work.number in self._stopped
+        _end_early(call if stopped else None)
+        call.resolved.wait()
+        with self._state:
+            del self._calls[work.number]
+            self._stopped.pop(work.number, None)
+        warned = [*(call.warned or {}).values()]
+        call.warned = None
+        error = call.exception()
+        if error is not None:
+            return CallResult(None, pack_exception(error), warned)
+        try:
+            value = call.result()
+            if type(value) is protocol.Slice:
+                value = value._replace(error=pack_exception(value.error))
+            return CallResult(cloudpickle.dumps(value, 5), None, warned)
+        except Exception as failure:  # noqa: BLE001 - it is the call's outcome
+            return CallResult(None, pack_exception(failure), warned)
 
     # The end
 
@@ -560,11 +554,10 @@ class Host:
         if self._control is not None and self._control[CLOSED]:
             return True
         with self._state:
-            if self._working:
-                return False
             idle = time.monotonic() - self._idle_since > IDLE_SECONDS and self._client < 0
-        # Why not while it works: the parent may be the shell that has started this process.
-        return idle or os.getppid() != self._parent
+            # Why not while it works: the parent may be the shell that has started this process.
+            self._leaves = not self._working and (idle or os.getppid() != self._parent)
+            return self._leaves
 
     def _read_control(self) -> None:
         if self._control is not None:
@@ -582,7 +575,7 @@ class Host:
     def close(self) -> None:
         """End the local workers."""
         with self._state:
-            closed, self.closed = self.closed, True
+            closed, self.closed, self._leaves = self.closed, True, True
         if not closed:
             with contextlib.suppress(Exception):
                 self._loop.close(AT_ONCE)
@@ -590,9 +583,9 @@ class Host:
                 os.close(self._client)
 
 
-def _end_early(call: Call) -> None:
-    """Begin no further item of a call."""
-    if call.stop is not None:
+def _end_early(call: Call | None) -> None:
+    """Begin no further item of a call over items."""
+    if call is not None and call.stop is not None:
         call.stop(call)
 
 

@@ -14,9 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from shmpar.cluster.spans import Box
 from shmpar.ipc.protocol import Environment, PackedError, StoreTraffic, Warned
 from shmpar.memory.allocate import SHM
-from shmpar.plan import Plan, Shape
+from shmpar.memory.locate import locate
+from shmpar.memory.segment import Segment
+from shmpar.plan import Announcement, Plan, Shape
 from shmpar.version import __version__
 
 Array = np.ndarray[Any, Any]
@@ -45,14 +48,9 @@ class Versions(NamedTuple):
         >>> Versions("3.12", "2.1.0", "1.0").disagrees(Versions("3.11", "2.1.0", "1.0"))
         'the host has Python 3.11, and this process has Python 3.12'
         """
-        major = (self.numpy.partition(".")[0], host.numpy.partition(".")[0])
-        pairs = (
-            ("Python", self.python, host.python, self.python != host.python),
-            ("NumPy", self.numpy, host.numpy, major[0] != major[1]),
-            ("shmpar", self.shmpar, host.shmpar, self.shmpar != host.shmpar),
-        )
-        for name, here, there, differs in pairs:
-            if differs:
+        for name, here, there in zip(("Python", "NumPy", "shmpar"), self, host, strict=True):
+            decides = 1 if name == "NumPy" else None
+            if here.split(".")[:decides] != there.split(".")[:decides]:
                 return f"the host has {name} {there}, and this process has {name} {here}"
         return None
 
@@ -155,6 +153,12 @@ class Memory(NamedTuple):
     size: int
     kind: str
 
+    @classmethod
+    def of(cls, segment: Segment) -> Memory:
+        """Return the address of the memory of a segment."""
+        fd, identity = segment.fileno(), segment.identity()
+        return cls(machine(), os.getpid(), fd, *identity, segment.size, segment.kind)
+
 
 class Located(NamedTuple):
     """A whole input in memory that a host on the client's machine can map."""
@@ -164,6 +168,15 @@ class Located(NamedTuple):
     shape: Shape
     strides: tuple[int, ...]
     dtype: Any
+
+    @classmethod
+    def of(cls, array: Array) -> Located | None:
+        """Return the address of an array in a segment; None if it lies in plain memory."""
+        place = locate(array)
+        if place is None:
+            return None
+        memory = Memory.of(place.segment)
+        return cls(memory, place.offset, array.shape, array.strides, array.dtype)
 
 
 class Window(NamedTuple):
@@ -179,6 +192,8 @@ class Window(NamedTuple):
         Its shape.
     shape : tuple of int
         Shape of the array.
+    dtype : dtype
+        Dtype of the array; the values lose its byte order in a pickle of protocol 4.
     order : tuple of int
         Axes of the array, from the largest step in memory to the smallest.
     backward : tuple of int
@@ -193,6 +208,7 @@ class Window(NamedTuple):
     origin: Shape
     lengths: Shape
     shape: Shape
+    dtype: Any
     order: tuple[int, ...]
     backward: tuple[int, ...]
     gaps: tuple[bool, ...]
@@ -225,6 +241,7 @@ class Window(NamedTuple):
             origin=tuple([one.start for one in window]),
             lengths=part.shape,
             shape=array.shape,
+            dtype=array.dtype,
             order=order,
             backward=tuple([k for k, step in enumerate(strides) if step < 0]),
             gaps=tuple(gaps),
@@ -241,6 +258,15 @@ class File(NamedTuple):
     strides: tuple[int, ...]
     dtype: Any
     writable: bool
+
+    @classmethod
+    def of(cls, array: Array) -> File | None:
+        """Return the address of an array in a mapped file; None if it lies elsewhere."""
+        place = locate(array)
+        if place is None or place.segment.kind != "file" or place.segment.path is None:
+            return None
+        segment, where = place.segment, (array.shape, array.strides, array.dtype)
+        return cls(str(segment.path), place.offset, *where, segment.writable)
 
 
 class Head(NamedTuple):
@@ -281,6 +307,11 @@ class Head(NamedTuple):
     outputs: tuple[Any, ...] | None = None
     sums: bool = False
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the function with the arrays that it holds."""
+        return len(self.function) + sum([one.nbytes for one in self.held])
+
 
 class SpanBox(NamedTuple):
     """A box of chunks: their numbers and bounds, and the windows of the inputs that they read.
@@ -289,8 +320,7 @@ class SpanBox(NamedTuple):
     """
 
     chunks: Sequence[int]
-    low: Shape
-    high: Shape
+    box: Box
     inputs: tuple[Window | None, ...]
 
 
@@ -303,13 +333,22 @@ class Span(NamedTuple):
         Number of the run.
     boxes : tuple of SpanBox
         Chunks with their inputs.
-    announcement : tuple or None
+    verb : str
+        Name of the verb.
+    announcement : Announcement or None
         Shapes and dtypes of the outputs, if they are known.
     """
 
     run: int
     boxes: tuple[SpanBox, ...]
-    announcement: tuple[Any, ...] | None
+    verb: str
+    announcement: Announcement | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the windows."""
+        windows = [one for box in self.boxes for one in box.inputs if one is not None]
+        return sum([one.values.nbytes for one in windows])
 
 
 class Submitted(NamedTuple):
@@ -323,6 +362,8 @@ class Submitted(NamedTuple):
         Further arguments: the items ``first <= i < last`` of a call over items.
     number : int
         Its number, by which it is stopped; those of runs are 0 or more, and its is less.
+    verb : str
+        As of a span, in the names of tasks.
     """
 
     function: bytes
@@ -332,6 +373,7 @@ class Submitted(NamedTuple):
     name: str
     more: tuple[int, int] | tuple[()] = ()
     number: int = -1
+    verb: str = "call"
 
     @property
     def nbytes(self) -> float:
@@ -351,7 +393,7 @@ class BoxResult(NamedTuple):
         error of the run itself.
     fatal : PackedError or None
         The error that ended the work as a whole.
-    announcement : tuple or None
+    announcement : Announcement or None
         Shapes and dtypes of the outputs.
     parts : list of (ndarray, tuple) or None
         The windows of the outputs, and their positions.
@@ -364,7 +406,7 @@ class BoxResult(NamedTuple):
     done: Sequence[int]
     failed: list[tuple[int, PackedError, Shape | None, bool]]
     fatal: PackedError | None
-    announcement: tuple[Any, ...] | None
+    announcement: Announcement | None
     parts: list[tuple[Array, Shape]] | None
     values: list[tuple[int, bytes]]
     sums: Array | None

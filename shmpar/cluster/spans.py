@@ -89,16 +89,11 @@ def boxes(grid: Grid, chunks: Sequence[int]) -> list[Box]:
     blocks = grid.numblocks
     if not blocks:
         return [Box((), ())]
-    first, last = chunks[0], chunks[-1]
-    if isinstance(chunks, range) or _are_consecutive(chunks):
-        return [*_consecutive(blocks, first, last + 1)]
+    first, stop = chunks[0], chunks[0] + len(chunks)
+    if isinstance(chunks, range) or [*chunks] == [*range(first, stop)]:
+        return [*_consecutive(blocks, first, stop)]
     left = {grid.index(chunk) for chunk in chunks}
     return [_grow(left, start) for start in sorted(left) if start in left]
-
-
-def _are_consecutive(chunks: Sequence[int]) -> bool:
-    first, count = chunks[0], len(chunks)
-    return chunks[-1] - first + 1 == count and [*chunks] == [*range(first, first + count)]
 
 
 def _consecutive(blocks: Shape, first: int, stop: int) -> Iterator[Box]:
@@ -107,22 +102,20 @@ def _consecutive(blocks: Shape, first: int, stop: int) -> Iterator[Box]:
         yield Box((first,), (stop,))
         return
     inner = prod(blocks[1:])
-    row, end = -(-first // inner), stop // inner
-    if row > end:  # all lie in a part of one row
-        row = first // inner
-        yield from _within(blocks, row, first - row * inner, stop - row * inner)
-        return
+    row, end = -(-first // inner), stop // inner  # those that are whole
     if first < row * inner:
-        yield from _within(blocks, row - 1, first - (row - 1) * inner, inner)
+        yield from _within(blocks, row - 1, first, min(stop, row * inner))
     if row < end:
         zeros = (0,) * (len(blocks) - 1)
         yield Box((row, *zeros), (end, *blocks[1:]))
-    if end * inner < stop:
-        yield from _within(blocks, end, 0, stop - end * inner)
+    if row <= end and end * inner < stop:
+        yield from _within(blocks, end, end * inner, stop)
 
 
 def _within(blocks: Shape, row: int, first: int, stop: int) -> Iterator[Box]:
-    for low, high in _consecutive(blocks[1:], first, stop):
+    """Yield the boxes of chunks that lie in one row."""
+    begin = row * prod(blocks[1:])
+    for low, high in _consecutive(blocks[1:], first - begin, stop - begin):
         yield Box((row, *low), (row + 1, *high))
 
 
@@ -147,31 +140,32 @@ def order(plan: Plan) -> tuple[int, ...] | None:
     chunks are taken in strips, so that a span is less long and its halo has fewer elements.
     """
     grid, blocks = plan.grid, plan.grid.numblocks
-    cut = [k for k, count in enumerate(blocks) if count > 1]
-    if plan.halo is None or not plan.halo or len(cut) < 2:  # noqa: PLR2004 - a line has no strips
+    strips = _strips(plan)
+    if not strips:
         return None
-    *strips, along = cut
-    sides = [max(1, blocks[k] // _STRIPS) for k in strips]
+    along = max(k for k, count in enumerate(blocks) if count > 1)
     numbers = np.arange(grid.size).reshape(blocks)
-    starts = [range(0, blocks[k], side) for k, side in zip(strips, sides, strict=True)]
     found: list[int] = []
-    for begin in product(*starts):
+    for begin in product(*[range(0, blocks[k], side) for k, side in strips.items()]):
         where: list[slice] = [slice(None)] * len(blocks)
-        for k, first, side in zip(strips, begin, sides, strict=True):
-            where[k] = slice(first, first + side)
+        for k, first in zip(strips, begin, strict=True):
+            where[k] = slice(first, first + strips[k])
         found.extend(np.moveaxis(numbers[tuple(where)], along, 0).reshape(-1).tolist())
     return tuple(found)
 
 
+def _strips(plan: Plan) -> dict[int, int]:
+    """Return the chunks of a strip along each axis but the last that is cut; none for C order."""
+    blocks = plan.grid.numblocks
+    cut = [k for k, count in enumerate(blocks) if count > 1]
+    return {k: max(1, blocks[k] // _STRIPS) for k in cut[:-1]} if plan.halo else {}
+
+
 def period(plan: Plan) -> int:
     """Return after how many chunks of the order a row or column of chunks is complete."""
-    blocks = plan.grid.numblocks
-    if (ordered := order(plan)) is None:
-        return blocks[-1] if blocks else 1
-    # Invariant: the first column of the first strip comes before the second one.
-    along = max(k for k, count in enumerate(blocks) if count > 1)
-    step = prod(blocks[along + 1 :])
-    return ordered.index(ordered[0] + step)
+    if strips := _strips(plan):
+        return prod(strips.values())
+    return (plan.grid.numblocks or (1,))[-1]
 
 
 class Measured(NamedTuple):
@@ -261,18 +255,6 @@ def _with_halo(start: int, stop: int, size: int, modes: Sequence[object]) -> tup
             read = fold(np.arange(first, last), size, mode)
             low, high = min(low, int(read.min())), max(high, int(read.max()) + 1)
     return low, high
-
-
-def union(windows: Sequence[Slices]) -> Slices:
-    """Return the smallest window that contains all windows.
-
-    Examples
-    --------
-    >>> union([(slice(2, 5),), (slice(0, 3),)])
-    (slice(0, 5, None),)
-    """
-    pairs = zip(*windows, strict=True)
-    return tuple([slice(min(o.start for o in p), max(o.stop for o in p)) for p in pairs])
 
 
 def output_window(plan: Plan, shape: Sequence[int], box: Box) -> Slices:

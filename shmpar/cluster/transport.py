@@ -1,24 +1,26 @@
-"""The contract between the engine of many machines and a transport, and addresses of memory."""
+"""The contract between the engine of many machines and a transport; the transport of an executor.
+
+Any :class:`concurrent.futures.Executor` will do: a span is a call of :func:`host.serve`. It does
+not tell its processes apart. So its hosts are numbers, as many as calls may be in flight, and each
+call may reach any process. A process that lacks the head of a run says so.
+"""
 
 from __future__ import annotations
 
-import ipaddress
-import os
+import contextlib
+import queue
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, wait
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
+from shmpar.cluster import host as serving
+from shmpar.cluster import spans
+from shmpar.cluster.messages import Head, Probe, Settings, Span, Submitted, machine
+from shmpar.errors import summarize
 
-from shmpar.cluster.messages import File, Head, Memory, Settings, Span, Submitted, machine
-from shmpar.errors import SecurityWarning
-from shmpar.memory.locate import locate
-from shmpar.memory.segment import Segment
-from shmpar.runtime.error_texts import warn_user
-
-Array = np.ndarray[Any, Any]
-
-LANES = 2
-"""Spans that a host may hold: one is computed while the windows of the next arrive."""
+_CLOSE_SECONDS = 5.0
 
 
 # Reports of a transport
@@ -30,13 +32,11 @@ class HostUp(NamedTuple):
     Attributes
     ----------
     host : str
-        Its key in this transport.
+        Its name in this transport.
     workers : int
         Its local workers.
-    near : bool or None
-        It maps memory of this process; None: that is not known yet.
-    name : str
-        Its name for people.
+    near : bool
+        It maps memory of this process.
     memory : int
         Bytes that it may use; 0 if there is no limit.
     calls : int
@@ -45,10 +45,19 @@ class HostUp(NamedTuple):
 
     host: str
     workers: int
-    near: bool | None
-    name: str
+    near: bool
     memory: int = 0
     calls: int = 1
+
+    @property
+    def most_bytes(self) -> int:
+        """Bytes that a span may take along: a tenth of its memory at most."""
+        return min(spans.SPAN_BYTES, self.memory // 10 or spans.SPAN_BYTES)
+
+    @property
+    def most_calls(self) -> int:
+        """Calls that it makes at a time."""
+        return min(self.workers, self.calls)
 
 
 class HostDown(NamedTuple):
@@ -63,8 +72,7 @@ class Answer(NamedTuple):
 
     token: int
     value: Any
-    error: BaseException | None
-    seconds: float = 0.0
+    error: BaseException | None = None
 
 
 class Broken(NamedTuple):
@@ -97,7 +105,7 @@ class Transport(Protocol):
         """Begin to look for hosts; report by `tell`."""
 
     def send(self, token: int, host: str, work: Span | Submitted, head: Head | None) -> None:
-        """Send work to a host; its answer has the token. `head` is that of the span's run."""
+        """Send work to a host; its answer has the token. `head` is one that the host may lack."""
 
     def stop(self, run: int, hosts: Sequence[str], *, kill: bool) -> None:
         """Tell hosts to stop a run, as far as this transport can."""
@@ -112,51 +120,110 @@ class Transport(Protocol):
         """End the hosts' pools, and wait for it if they can be reached."""
 
 
-# Addresses
+class ExecutorTransport:
+    """Hosts are the processes (or threads) of an executor.
 
-
-def memory_of(segment: Segment) -> Memory:
-    """Return the address of a segment's memory for processes of this machine."""
-    device, inode = segment.identity()
-    here = machine()
-    return Memory(here, os.getpid(), segment.fileno(), device, inode, segment.size, segment.kind)
-
-
-def memory_address(array: Array) -> Memory:
-    """Return the address of the memory of an array in a segment."""
-    place = locate(array)
-    assert place is not None, "it lies in a segment"
-    return memory_of(place.segment)
-
-
-def file_address(array: Array) -> File | None:
-    """Return the address of an array in a mapped file; None if it lies elsewhere."""
-    place = locate(array)
-    if place is None or place.segment.kind != "file" or place.segment.path is None:
-        return None
-    segment = place.segment
-    where = array.shape, array.strides, array.dtype
-    return File(str(segment.path), place.offset, *where, segment.writable)
-
-
-def warn_if_open(address: str) -> None:
-    """Warn of a scheduler on another machine that anybody can use.
-
-    Examples
-    --------
-    >>> warn_if_open("tcp://127.0.0.1:8786"), warn_if_open("tls://10.0.0.1:8786")
-    (None, None)
+    Parameters
+    ----------
+    executor : Executor
+        The user's; it is not shut down here.
+    hosts : int
+        Calls in flight at a time.
     """
-    scheme, _, rest = address.partition("://")
-    name = rest.rpartition(":")[0].strip("[]") or rest
-    try:
-        local = ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        local = name in {"localhost", ""}
-    if scheme in {"tcp", "ws", "ucx"} and not local:
-        warn_user(
-            f"{address} is neither encrypted nor authenticated: anybody who reaches it can run "
-            "code on its hosts and read your data; use tls:// with a Security of distributed, or "
-            "a network that nobody else reaches",
-            SecurityWarning,
-        )
+
+    name = "executor"
+    _settings: Settings
+    _tell: Callable[[Report], object]
+
+    def __init__(self, executor: Executor, hosts: int) -> None:
+        self.hosts = self.places = hosts
+        self._executor = executor
+        # Why a thread: an executor may fork its processes in the thread that submits, and a child
+        # of the pool thread would take itself for a worker.
+        self._tasks = queue.SimpleQueue[Callable[[], None] | None]()
+        self._thread = threading.Thread(target=self._submit, name="shmpar-executor", daemon=True)
+        self._futures: dict[int, Future[Any]] = {}
+        self._broken = False
+
+    def start(self, settings: Settings, tell: Callable[[Report], object]) -> None:
+        """Ask a process for its facts; then all hosts are there."""
+        self._settings, self._tell = settings, tell
+        self._thread.start()
+        self._tasks.put(self._probe)
+
+    def _submit(self) -> None:
+        """Submit calls, in a thread of their own."""
+        while (task := self._tasks.get()) is not None:
+            try:
+                task()
+            except Exception as error:  # noqa: BLE001 - an executor may raise anything
+                self._break(error)
+            del task  # Why: while this thread waits, its frame keeps no input alive.
+
+    def _break(self, error: BaseException) -> None:
+        if not self._broken:
+            self._broken = True
+            self._tell(Broken(f"the executor is broken: {summarize(error)}"))
+
+    def _probe(self) -> None:
+        self._executor.submit(serving.probe).add_done_callback(self._probed)
+
+    def _probed(self, future: Future[Any]) -> None:
+        try:
+            found: Probe = future.result()
+        except BaseException as error:  # noqa: BLE001 - an executor may raise anything
+            self._break(error)
+            return
+        difference = self._settings.versions.disagrees(found.versions)
+        if difference is not None:
+            self._tell(Broken(f"refused: {difference}"))
+            return
+        near = found.machine == machine()
+        for number in range(self.hosts):
+            self._tell(HostUp(f"host-{number}", self._settings.workers, near))
+
+    def send(self, token: int, host: str, work: Span | Submitted, head: Head | None) -> None:
+        """Submit a call."""
+        self._tasks.put(partial(self._call, token, work, head))
+
+    def _call(self, token: int, work: Span | Submitted, head: Head | None) -> None:
+        if not self._broken:
+            future = self._executor.submit(serving.serve, self._settings, work, head)
+            self._futures[token] = future
+            future.add_done_callback(partial(self._answered, token))
+
+    def _answered(self, token: int, future: Future[Any]) -> None:
+        self._futures.pop(token, None)
+        try:
+            answer = Answer(token, future.result())
+        except BaseException as error:  # noqa: BLE001 - an executor may raise anything
+            if isinstance(error, BrokenExecutor):
+                self._break(error)
+            answer = Answer(token, None, error)
+        self._tell(answer)
+
+    def stop(self, run: int, hosts: Sequence[str], *, kill: bool) -> None:
+        """Do nothing: hosts on this machine look at the control memory, others end their spans."""
+
+    def forget(self, run: int) -> None:
+        """Do nothing: nothing is kept."""
+
+    def withdraw(self, token: int) -> None:
+        """Cancel a call that has not begun."""
+        future = self._futures.get(token)
+        if future is not None:
+            future.cancel()
+
+    def close(self) -> None:
+        """Ask the processes to end their pools; the control memory tells those on this machine."""
+        self._tasks.put(None)
+        self._thread.join()
+        asked: list[Future[Any]] = []
+        for future in list(self._futures.values()):
+            future.cancel()
+        with contextlib.suppress(Exception):
+            pool = self._settings.pool
+            asked.extend(self._executor.submit(serving.close, pool) for _ in range(self.hosts))
+        wait(asked, _CLOSE_SECONDS)
+        for future in asked:
+            future.cancel()
