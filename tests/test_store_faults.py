@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,49 @@ def test_a_store_is_opened_once(pool: shmpar.Pool, tmp_path: Path) -> None:
         Path(path).write_text("")
         pool.map_blocks(np.add, store, store, chunks=2)
         assert 1 <= Path(path).read_text().count("o") <= pool.n_workers
+
+
+def test_a_worker_without_a_chunk_opens_nothing(pool: shmpar.Pool, tmp_path: Path) -> None:
+    """Of a call with one chunk, one worker opens the store."""
+    path = str(tmp_path / "log")
+    store = shmpar.opened(Flaky, path, 0, OSError)
+    Path(path).write_text("")
+    pool.map_blocks(double, store, chunks=-1)
+    assert Path(path).read_text().count("o") == 1
+
+
+def test_a_file_can_be_written_right_after_a_run_that_failed(
+    pool: shmpar.Pool, tmp_path: Path
+) -> None:
+    """No worker has the file open, not even one that is late."""
+    given = store_formats.opened_hdf5(str(tmp_path), X, (5, 4))
+    path = given.where.rpartition(":")[0]
+
+    def fail(block: np.ndarray) -> np.ndarray:
+        raise ValueError(block.shape)
+
+    for _ in range(5):
+        with pytest.raises(shmpar.ChunkError):
+            pool.map_blocks(fail, given, chunks=-1)
+        h5py.File(path, "r+").close()
+
+
+def test_an_opener_that_hangs(tmp_path: Path) -> None:
+    """``task_timeout`` ends an opener that hangs; the error names the chunk and the store."""
+    path = str(tmp_path / "x.npy")
+    np.save(path, X)
+    parent = os.getpid()
+
+    def opens(path: str) -> Any:
+        if os.getpid() != parent:
+            threading.Event().wait()
+        return np.load(path, mmap_mode="r")
+
+    store = shmpar.opened(opens, path)
+    due = r"chunk 0 at .* task_timeout=0\.1 s, which includes the access to test_an_opener_that_h"
+    limited = shmpar.Pool(1, task_timeout=0.1, retries=0)
+    with limited as pool, pytest.raises(shmpar.TaskTimeout, match=due):
+        pool.map_blocks(double, store, chunks=-1)
 
 
 def test_a_store_is_closed_when_the_run_ends(pool: shmpar.Pool, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 
 from shmpar.arrays import SharedArray
 from shmpar.engines.engine import ActivePlan, Generation, WithoutProcesses
-from shmpar.errors import StoreError
+from shmpar.errors import ShmparError
 from shmpar.ipc import protocol
 from shmpar.ipc.tickets import Tickets, new_tickets
 from shmpar.memory.layout import protected
@@ -205,6 +205,9 @@ class LocalChannel:
 
     def reject(self, error: BaseException) -> None:
         """Report that the run cannot go on."""
+        if isinstance(error, ShmparError):
+            # Why: the frames hold the memory of the run; the cause tells the place.
+            error.with_traceback(None)
         self._tell(protocol.PlanRejected(self._active.number, error))
 
     def failed(self, chunk: int, error: BaseException, shape: tuple[int, ...] | None) -> None:
@@ -405,12 +408,7 @@ class SerialEngine(LocalEngine):
         channel = LocalChannel(
             active, tell, threading.Lock(), is_due=is_due, interruptible=self._interruptible
         )
-        try:
-            assignment = self._assignment(active, generation, 0)
-        except StoreError as error:
-            tell(protocol.PlanRejected(active.number, error.with_traceback(None)))
-            tell(protocol.CounterExhausted(0, active.number, generation.number))
-            return
+        assignment = self._assignment(active, generation, 0)
         with active.prepared.applied():
             exhausted, moved = traffic.counted(work, assignment, channel)
         before = self._moved.pop(active.number, protocol.NO_TRAFFIC)
@@ -601,10 +599,7 @@ class ThreadsEngine(LocalEngine):
                 check(broken)
                 self._work(worker, active, generation)
             except BaseException as error:  # noqa: BLE001 - the run is told
-                drop_stores()  # Why: one that has changed was opened
-                if isinstance(error, StoreError):
-                    # Why: the frames hold the memory of the run; the cause tells the place.
-                    error.with_traceback(None)
+                drop_stores()
                 tell(protocol.PlanRejected(active.number, error))
                 tell(protocol.CounterExhausted(worker, active.number, generation.number))
 

@@ -529,7 +529,10 @@ class Execution:
     def _death(self, chunk: int, *, timed_out: bool) -> ShmparError:
         plan, run, items = self.plan, self.run, self.items
         if timed_out:
-            return error_texts.task_timeout(plan, chunk, self.policy.task_timeout, run, items)
+            arrays = (*self._arrays, *(self.outputs.arrays or ()))
+            stores = [one.where for one in arrays if isinstance(one, Store)]
+            seconds = self.policy.task_timeout
+            return error_texts.task_timeout(plan, chunk, seconds, run, items, stores=stores)
         in_place = self.policy.in_place
         return error_texts.worker_died(plan, chunk, self._exit, run, items, in_place=in_place)
 

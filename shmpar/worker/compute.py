@@ -60,17 +60,12 @@ _SMALL_OUTPUT = 4 * 1024  # Why: copying fewer bytes is faster than the set-up o
 
 
 def bind_inputs(plan: Plan, inputs: Sequence[Any], bind: Callable[[Any], Any]) -> list[Any]:
-    """Return the inputs of a run in the memory of this worker, with its stores open.
+    """Return the inputs of a run in the memory of this worker; its stores are not open yet.
 
     Parameters
     ----------
     bind : callable
         Returns the array of an input in memory, or a part, protected from writes.
-
-    Raises
-    ------
-    StoreError
-        If a store cannot be opened.
     """
     rows = {one.array for one in plan.arguments if isinstance(one, Rows)}
     return [
