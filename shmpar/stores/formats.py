@@ -305,15 +305,26 @@ def is_open_at(file: Any, path: str) -> bool:
         return os.path.samestat(os.fstat(file.get_vfd_handle()), os.stat(path))
     except (OSError, ValueError, RuntimeError, NotImplementedError, TypeError):
         name = os.fsdecode(file.name)  # Why: not every driver tells its descriptor
-        return os.path.exists(name) and os.path.samefile(name, path)
+        return os.path.exists(name) and os.path.exists(path) and os.path.samefile(name, path)
 
 
 def path_of_hdf5(file: Any) -> str:
-    """Return the whole path of an open file, also where the program works in another folder now."""
+    """Return the whole path of an open file, also where the program works in another folder now.
+
+    Raises
+    ------
+    StoreError
+        If it was removed, or another file has its path.
+    """
     path = absolute(file.filename)
     if not is_open_at(file.id, path):
         with contextlib.suppress(OSError, ValueError, RuntimeError, NotImplementedError, TypeError):
-            return os.readlink(f"/proc/self/fd/{file.id.get_vfd_handle()}")
+            path = os.readlink(f"/proc/self/fd/{file.id.get_vfd_handle()}")
+        if not is_open_at(file.id, path):
+            raise StoreError(
+                f"the HDF5 file {path} was removed or replaced after it was opened; open it again",
+                opener="hdf5", where=path,
+            )  # fmt: skip
     return path
 
 

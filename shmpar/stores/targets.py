@@ -19,7 +19,7 @@ from shmpar.errors import StoreError, summarize
 from shmpar.memory.locate import locate
 from shmpar.plan import Plan
 from shmpar.stores import formats
-from shmpar.stores.recognise import place_of_map, wrap
+from shmpar.stores.recognise import place_of_map, wrap, wrap_zarr
 from shmpar.stores.store import Store
 from shmpar.stores.units import units_for
 
@@ -103,10 +103,9 @@ def _check_zarr(where: str, array: Any) -> None:
 
 def _wrapped(verb: str, array: Any) -> Store:
     try:
-        store: Store = wrap(array, write=True)
+        return wrap_zarr(array, "r+")
     except (TypeError, ValueError) as error:
         raise type(error)(f"{verb}: out=: {error}") from None
-    return store
 
 
 def _checked(verb: str, store: Store) -> Store:
@@ -176,24 +175,22 @@ class ZarrPath:
                 "be lost; use a folder"
             )
         path = path.removeprefix("file://")  # Why: a file system of fsspec makes no folders.
-        self.path = path if "://" in path else formats.absolute(path)
+        is_local = "://" not in path
+        parts = (formats.absolute(path) if is_local else path).split("/")
+        end = 1 + next(k for k, part in enumerate(parts) if part.endswith(_SUFFIX))
+        # The path of the outermost group or array, and the name of the array in it.
+        self._root, self._name = "/".join(parts[:end]), "/".join(parts[end:]).strip("/")
+        if is_local and os.path.islink(self._root):  # Why: it may lead to no folder yet.
+            self._root = os.path.realpath(self._root)
+        self.path = "/".join([self._root, self._name][: 1 + bool(self._name)])
         self.array: Store | None = None
         self.plan: Plan | None = None
         self.keeps_partial = False
         self._retries = 2
-        if "://" in path:
-            return
-        root = self._root()
-        if not os.path.isdir(os.path.dirname(root)):
+        if is_local and not os.path.isdir(os.path.dirname(self._root)):
             raise ValueError(f"{self._where}: its folder does not exist")
-        if os.path.isfile(root) or os.path.isfile(self.path):
+        if is_local and (os.path.isfile(self._root) or os.path.isfile(self.path)):
             raise ValueError(f"{self._where} is a file, and no folder of zarr")
-
-    def _root(self) -> str:
-        """Return the path of the outermost group or array, which ends in ``.zarr``."""
-        parts = self.path.split("/")
-        last = next(k for k, part in enumerate(parts) if part.endswith(_SUFFIX))
-        return "/".join(parts[: last + 1])
 
     def with_retries(self, retries: int) -> ZarrPath:
         """Set the number of attempts after a fault that may pass; return this path."""
@@ -206,14 +203,11 @@ class ZarrPath:
 
         assert self.plan is not None, "the call sets it"
         units = units_for(self.plan, shape, self.path)
-        root = self._root()
-        name = self.path[len(root) :].strip("/") or None
-        version = _format(root)
+        version = _format(self._root)
         formats.check_fields(dtype, version or 3, self.path)
-        found = zarr.create_array(
-            root, name=name, shape=shape, dtype=dtype, chunks=units, zarr_format=version
-        )
-        self.array = wrap(found, write=True).with_retries(self._retries)
+        name, how = self._name or None, {"chunks": units, "zarr_format": version}
+        found = zarr.create_array(self._root, name=name, shape=shape, dtype=dtype, **how)
+        self.array = wrap_zarr(found, "r+").with_retries(self._retries)
         return self.array
 
     def reopen(self) -> Store | None:
@@ -235,7 +229,7 @@ class ZarrPath:
                     f"it, as in 'x.zarr/0', or pass another path ({summarize(error)})"
                 ) from None
             return None
-        self.array = wrap(found, write=True).with_retries(self._retries)
+        self.array = wrap_zarr(found, "r+").with_retries(self._retries)
         return self.array
 
     def publish(self) -> Any:
@@ -302,6 +296,8 @@ def map_dataset(verb: str, dataset: Any) -> Array:
         raise ValueError(f"{where} is read-only; open the file with mode 'r+'")
     if dataset.dtype.hasobject:
         raise TypeError(f"{where} has dtype {dataset.dtype}, which workers cannot write")
+    if dataset.shape is None:
+        raise TypeError(f"{where} has no values")
     if not dataset.size:
         return np.empty(dataset.shape, dataset.dtype)
     if formats.place_of_hdf5(dataset) is None and formats.may_get_place(dataset):
@@ -312,8 +308,9 @@ def map_dataset(verb: str, dataset: Any) -> Array:
             f"{where} is not one run of bytes in its file, with its values as in memory, so "
             f"workers cannot map it; {_ONE_WRITER}"
         )
-    found: Array = wrap(dataset, write=True)
-    return found
+    mapped = formats.mapped_hdf5(dataset, "r+")
+    assert mapped is not None, "it has a place in the file"
+    return mapped
 
 
 def refresh_dataset(dataset: Any, values: Array) -> None:
