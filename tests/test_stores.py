@@ -7,6 +7,7 @@ import pickle
 import re
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -58,6 +59,21 @@ def test_windows_of_a_store(tmp_path: Path, name: str) -> None:
             assert got.dtype == X.dtype
             assert np.ndim(got) == 0 or not got.flags.writeable
     np.testing.assert_array_equal(list(store)[3], X[3])
+
+
+@pytest.mark.parametrize("name", ["zarr3", "hdf5"])
+def test_a_step_reads_into_little_memory(tmp_path: Path, name: str) -> None:
+    """The elements between those of a slice with a step are not kept."""
+    large = np.arange(2_000_000).astype("u1").reshape(2_000, 1_000)
+    store = wrap(FORMATS[name](str(tmp_path), large, (20, 1_000)))
+    np.testing.assert_array_equal(store[:1], large[:1])
+    tracemalloc.start()
+    try:
+        got = store[::-100]
+        assert tracemalloc.get_traced_memory()[1] < large.nbytes // 4
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(got, large[::-100])
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pickle
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -293,7 +294,7 @@ def _hdf5_store(path: str, name: str, how: dict[str, Any], array: Any, user: Any
     plugins = [one for one in _PLUGINS if one in sys.modules]
     where = f"{path}:{name}"
     opener = _pickled(where, formats.open_hdf5, path, name, how, plugins)
-    return _store(opener, array, "hdf5", where, token=formats.file_token(path), user=user)
+    return _store(opener, array, "hdf5", where, token=partial(formats.file_token, path), user=user)
 
 
 def _opened_tiff(path: str, mode: str, how: dict[str, Any]) -> Store | Array:
@@ -309,7 +310,7 @@ def _opened_tiff(path: str, mode: str, how: dict[str, Any]) -> Store | Array:
     opener = _pickled(path, formats.TiffArray, path, series, level)
     with _opening(path, "tiff"):
         array = open_anew(opener)
-    return _store(opener, array, "tiff", path, token=formats.file_token(path))
+    return _store(opener, array, "tiff", path, token=partial(formats.file_token, path))
 
 
 def wrap(value: Any) -> Any:

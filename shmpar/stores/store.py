@@ -380,7 +380,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
 
     def _read(self, array: Any, where: tuple[slice, ...]) -> Array:
         """Read a window into new memory that has the gaps of a view."""
-        lengths = tuple([one.stop - one.start for one in where])
+        lengths = tuple([len(range(one.start, one.stop, one.step or 1)) for one in where])
         direct = hasattr(array, "read_into")
         order: Any = getattr(array, "order", "C") if direct else "C"
         outer = len(lengths) - 1 if order == "F" else 0
@@ -394,7 +394,9 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
             array.read_into(where, memory, inside)
         if direct or not block.size:
             return memory.astype(self._stored, copy=False)[inside or ...]
-        found = array[where or ...]
+        # Why no steps: an array of the user need not take them.
+        window = tuple([slice(one.start, one.stop) for one in where])
+        found = array[window or ...]
         if hasattr(found, "compute"):  # Why: the threads of Dask would compete with the workers.
             found = found.compute(scheduler="synchronous")
         if is_masked(found) and np.ma.is_masked(found):  # Why not any: netCDF4 masks nothing too.
@@ -404,7 +406,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
             )
         if (lost := loses(found)) is not None:
             raise self._error(f"a window of {self._name} would lose {lost}")
-        found = np.asarray(found)
+        found = np.asarray(found)[tuple([slice(None, None, one.step) for one in where])]
         if found.shape != lengths or found.dtype.newbyteorder("=") != block.dtype.newbyteorder("="):
             raise self._error(
                 f"a window of {self._name} has shape {found.shape} and dtype {found.dtype}, where "
@@ -414,7 +416,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
         block[...] = found
         return block
 
-    def near(self, sources: Sequence[Sequence[Any]]) -> Any:
+    def near(self, sources: Sequence[Sequence[Any]]) -> Pieces:
         """Read the neighbourhood of a window, each element once.
 
         Parameters
@@ -424,14 +426,20 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
 
         Returns
         -------
-        Part or Pieces
+        Pieces
             The values, in the coordinates of the store.
         """
-        return Pieces.read(self, [_runs(one) for one in sources])
+        runs = [_runs(one) for one in sources]
+        parts = {}
+        for numbers in product(*[range(len(one)) for one in runs]):
+            spans = [one[k] for one, k in zip(runs, numbers, strict=True)]
+            block = self[tuple([slice(*span) for span in spans])]
+            parts[numbers] = Part(block, [low for low, _ in spans], self.shape)
+        return Pieces(parts, runs)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         where, finish = _slices(key, self.shape)
-        if finish is not None and any(one.step for one in finish if isinstance(one, slice)):
+        if any(one.step for one in (*where, *(finish or ())) if isinstance(one, slice)):
             raise IndexError(f"{self.where}: a store is written by slices of step 1, not {key}")
         if self.first_axis or self.dtype is not self._stored:
             raise TypeError(f"{self!r} is a view of a store, which is not written to")
@@ -506,41 +514,38 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _slices(key: Any, shape: Shape) -> tuple[tuple[slice, ...], tuple[Any, ...] | None]:
-    """Split a key into slices of step 1, and the index of their window that gives the result.
+    """Split a key into slices of positive step, and the index of their window that is the result.
 
-    The index is None where the window is the result.
+    A step of 1 is None. The index is None where the window is the result.
     """
     keys = list(key) if isinstance(key, tuple) else [key]
-    if sum(one is Ellipsis for one in keys) > 1:
+    dots = [place for place, one in enumerate(keys) if one is Ellipsis]
+    if len(dots) > 1:
         raise IndexError("an index can have one ellipsis")
-    if Ellipsis not in [one if one is Ellipsis else None for one in keys]:
-        keys.append(Ellipsis)
-    if len(keys) - 1 > len(shape):
-        raise IndexError(f"{len(keys) - 1} indices for a store of shape {shape}")
-    place = next(k for k, one in enumerate(keys) if one is Ellipsis)
-    keys[place : place + 1] = [slice(None)] * (len(shape) - len(keys) + 1)
+    missing = len(shape) - len(keys) + len(dots)
+    if missing < 0:
+        raise IndexError(f"{len(keys) - len(dots)} indices for a store of shape {shape}")
+    place = dots[0] if dots else len(keys)
+    keys[place : place + 1] = [slice(None)] * missing
     where: list[slice] = []
     finish: list[Any] = []
-    whole = True
     for axis, (one, size) in enumerate(zip(keys, shape, strict=True)):
         if isinstance(one, slice):
-            steps = range(*one.indices(size))
-            low, high = (min(steps), max(steps) + 1) if steps else (0, 0)
-            where.append(slice(low, high))
-            finish.append(slice(None, None, None if steps.step == 1 else steps.step))
-            whole &= steps.step == 1
+            steps = range(*one.indices(size)) or range(0)
+            finish.append(slice(None, None, None if steps.step > 0 else -1))
+            steps = steps if steps.step > 0 else steps[::-1]
+            last = steps[-1] if steps else -1
+            where.append(slice(steps.start, last + 1, None if steps.step == 1 else steps.step))
         elif isinstance(one, int | np.integer) and not isinstance(one, bool):
             index = int(one) + (size if one < 0 else 0)
             if not 0 <= index < size:
                 raise IndexError(f"index {one} is out of bounds for axis {axis} of size {size}")
             where.append(slice(index, index + 1))
             finish.append(0)
-            whole = False
         else:
             raise IndexError(f"a store takes slices and ints, not {type(one).__name__}")
-    if whole:
-        return tuple(where), None
-    return tuple(where), tuple(finish)
+    is_window = all(one == slice(None) for one in finish)
+    return tuple(where), None if is_window else tuple(finish)
 
 
 class Part:
@@ -669,16 +674,6 @@ class Pieces:
     ) -> None:
         self._parts, self._runs = parts, runs
         self.array = next(iter(parts.values())).array
-
-    @classmethod
-    def read(cls, store: Store, runs: list[list[tuple[int, int]]]) -> Part | Pieces:
-        """Read the runs along each axis."""
-        parts = {}
-        for numbers in product(*[range(len(one)) for one in runs]):
-            spans = [one[k] for one, k in zip(runs, numbers, strict=True)]
-            block = store[tuple([slice(*span) for span in spans])]
-            parts[numbers] = Part(block, [low for low, _ in spans], store.shape)
-        return next(iter(parts.values())) if len(parts) == 1 else cls(parts, runs)
 
     def __getitem__(self, key: tuple[Any, ...]) -> Any:
         numbers = []

@@ -2,7 +2,9 @@
 
 Guarantees
 ----------
-A new zarr array has the chunks of the grid, so that each unit has one writer.
+No two chunks of a call write into one unit of a store, and a new zarr array has the chunks of the
+grid. Why: a store writes a unit as a whole. Two workers that write parts of the same unit each read
+the old unit, and the later write restores the old part of the other worker.
 An object that loses the writes of other processes (a dict, memory of this process) is refused
 before anything starts. So is an object with a single writer (a zip file, a chunked HDF5 dataset).
 """
@@ -11,22 +13,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
+from math import gcd, prod
 from typing import Any
 
 import numpy as np
 
-from shmpar.errors import StoreError, summarize
+from shmpar.errors import StoreError, format_count, summarize
+from shmpar.grid import Axis
 from shmpar.memory.locate import locate
-from shmpar.plan import Plan
+from shmpar.plan import Along, InBlocks, Plan
 from shmpar.stores import formats
 from shmpar.stores.recognise import place_of_map, wrap, wrap_zarr
 from shmpar.stores.store import Store
-from shmpar.stores.units import units_for
 
 Array = np.ndarray[Any, Any]
 _ONE_WRITER = "an HDF5 file has one writer; use zarr or .npy, or write run.completed() yourself"
 _LOST = "lies in the memory of each process, so the writes would be lost"
 _SUFFIX = ".zarr"
+_MAX_PIECES = 1_000  # units of a new store within one chunk
 
 
 class Target:
@@ -326,3 +331,102 @@ def refresh_dataset(dataset: Any, values: Array) -> None:
         return
     for place in (0, -1):
         dataset[(place % dataset.shape[0], *[place % n for n in dataset.shape[1:]])]
+
+
+# Units
+
+
+def output_cuts(plan: Plan, ndim: int) -> list[Axis | None]:
+    """Return the chunks along each axis of an output; None for an axis that every chunk spans.
+
+    Examples
+    --------
+    >>> from shmpar.grid import Grid
+    >>> from shmpar.plan import PerChunk
+    >>> output_cuts(Plan("block_reduce", Grid.cut((10,), (4,)), (), PerChunk()), 2)
+    [Axis(size=3, step=1, count=3, edges=None), None]
+    """
+    grid, placement = plan.grid, plan.placement
+    if isinstance(placement, InBlocks):
+        return list(placement.cuts)
+    if isinstance(placement, Along):
+        before, after = grid.axes[: placement.axis], grid.axes[placement.axis + 1 :]
+        return [*before, *[None] * (ndim - grid.ndim + 1), *after]
+    places = [Axis.regular(count, 1) for count in grid.numblocks]
+    return [*places, *[None] * (ndim - grid.ndim)]
+
+
+def check_one_writer(
+    plan: Plan, shape: Sequence[int], unit: Sequence[int] | None, where: str
+) -> None:
+    """Raise ``ValueError`` if two chunks would write into one unit of an output store.
+
+    Parameters
+    ----------
+    plan : Plan
+        The call.
+    shape : sequence of int
+        Shape of the output.
+    unit : sequence of int or None
+        Elements along each axis that the store writes at once; None for single elements.
+    where : str
+        Name of the store, for the message.
+    """
+    if unit is None or not prod(shape):
+        return
+    for axis, (cut, length) in enumerate(zip(output_cuts(plan, len(shape)), unit, strict=True)):
+        edge = None if cut is None else _edge_inside(cut, length)
+        if edge is not None:
+            raise ValueError(
+                f"{plan.verb}: out= ({where}) is stored {length} elements at a time along axis "
+                f"{axis}, and a chunk ends at {edge}: two workers would write into one piece of "
+                f"the store, and one of the two writes would be lost; "
+                f"{_remedy(plan, axis, length)}"
+            )
+
+
+def _edge_inside(cut: Axis, unit: int) -> int | None:
+    """Return the first edge between two chunks that lies inside of a unit; None without one."""
+    edges = cut.edges[1:-1] if cut.edges else (cut.step,) * (cut.count > 1)
+    return next((edge for edge in edges if edge % unit), None)
+
+
+def _remedy(plan: Plan, axis: int, unit: int) -> str:
+    if not isinstance(plan.placement, InBlocks):
+        made = f"make the store with chunks of 1 element along axis {axis}"
+        if plan.verb == "parallel_map":
+            return f"{made}, or call map_blocks with chunks= a multiple of {unit} there"
+        return f"{made}, since a chunk of {plan.verb} has 1 element there"
+    source, cut = plan.placement.axes[axis], plan.placement.cuts[axis]
+    if source is None or cut == plan.grid.axes[source]:
+        along = "there" if source in {None, axis} else f"along axis {source} of the input"
+        return f"pass chunks= a multiple of {unit} {along}"
+    return (
+        f"pass chunks= and out_chunks= so that each block of the result has a multiple of {unit} "
+        "elements there"
+    )
+
+
+def units_for(plan: Plan, shape: Sequence[int], where: str) -> tuple[int, ...]:
+    """Return the units of a new store: as long as the chunks, so that each has one writer.
+
+    Raises
+    ------
+    ValueError
+        If the lengths of chunks have so small a common divisor that a chunk would have very many
+        units.
+    """
+    units, pieces = [], 1
+    for axis, (cut, size) in enumerate(zip(output_cuts(plan, len(shape)), shape, strict=True)):
+        edges = () if cut is None or cut.edges is None else cut.edges[1:-1]
+        unit = gcd(*edges) if edges else size if cut is None else cut.step
+        pieces *= -(-cut.step // unit) if edges and cut is not None else 1
+        if pieces > _MAX_PIECES:
+            raise ValueError(
+                f"{plan.verb}: out={where!r} would be stored {unit} elements at a time along axis "
+                f"{axis}, since the lengths of chunks= have no larger common divisor, which makes "
+                f"more than {format_count(_MAX_PIECES, 'piece')} per chunk; pass chunks= of one "
+                "length there, or a store of your own"
+            )
+        units.append(max(1, unit))
+    return tuple(units)
