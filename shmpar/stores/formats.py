@@ -428,7 +428,7 @@ def mapped_hdf5(dataset: Any, mode: str = "r") -> Array | None:
 # TIFF
 
 
-class TiffArray:
+class TiffArray(ZarrArray):
     """A compressed series of a TIFF file, through its zarr interface."""
 
     def __init__(self, path: str, series: int, level: int) -> None:
@@ -436,16 +436,7 @@ class TiffArray:
         self._file = tifffile.TiffFile(path)
         self._store = self._file.aszarr(series=series, level=level)
         found = zarr.open(self._store, mode="r")
-        if not hasattr(found, "shape"):
-            found = found["0"]
-        self.array, self.shape, self.dtype = found, found.shape, found.dtype
-        self.unit = found.chunks
-
-    def read_into(self, where: Where, memory: Array, inside: Where) -> None:
-        """Decode a window into memory."""
-        from zarr.buffer.cpu import NDBuffer
-
-        self.array.get_basic_selection(where, out=NDBuffer.from_numpy_array(memory[inside]))
+        super().__init__(found if hasattr(found, "shape") else found["0"])
 
     def __del__(self) -> None:
         for one in ("_store", "_file"):  # Why: the series may be missing

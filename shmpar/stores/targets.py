@@ -30,6 +30,7 @@ from shmpar.stores.store import Store
 Array = np.ndarray[Any, Any]
 _ONE_WRITER = "an HDF5 file has one writer; use zarr or .npy, or write run.completed() yourself"
 _LOST = "lies in the memory of each process, so the writes would be lost"
+_READ_ONLY = "is read-only; open it with mode='r+'"
 _SUFFIX = ".zarr"
 _MAX_PIECES = 1_000  # units of a new store within one chunk
 
@@ -100,10 +101,14 @@ def _check_zarr(where: str, array: Any) -> None:
     """Raise an error for a zarr array that several processes cannot write to."""
     if type(formats.innermost(array.store)).__name__ == "ZipStore":
         raise TypeError(f"{where} is a zip file, which has one writer; use a folder")
-    if array.dtype.hasobject or array.dtype.kind == "T":
-        raise TypeError(f"{where} has dtype {array.dtype}, which workers cannot write")
+    _check_dtype(where, array.dtype)
     if array.read_only:
-        raise ValueError(f"{where} is read-only; open it with mode='r+'")
+        raise ValueError(f"{where} {_READ_ONLY}")
+
+
+def _check_dtype(where: str, dtype: np.dtype[Any]) -> None:
+    if dtype.hasobject or dtype.kind == "T":
+        raise TypeError(f"{where} has dtype {dtype}, which workers cannot write")
 
 
 def _wrapped(verb: str, array: Any) -> Store:
@@ -131,12 +136,11 @@ def _checked(verb: str, store: Store) -> Store:
         if formats.lies_in_memory(array):
             raise TypeError(f"{where} {_LOST}")
         return store
-    if store.dtype.hasobject or store.dtype.kind == "T":
-        raise TypeError(f"{where} has dtype {store.dtype}, which workers cannot write")
+    _check_dtype(where, store.dtype)
     if isinstance(array, np.ndarray) and locate(array) is None and array.flags.writeable:
         raise TypeError(f"{where} {_LOST}")
     if not getattr(getattr(array, "flags", None), "writeable", hasattr(array, "__setitem__")):
-        raise ValueError(f"{where} is read-only; open it with mode='r+'")
+        raise ValueError(f"{where} {_READ_ONLY}")
     return store
 
 
@@ -299,8 +303,7 @@ def map_dataset(verb: str, dataset: Any) -> Array:
         raise TypeError(f"{where}: a file of the driver {file.driver!r} cannot be mapped")
     if file.mode != "r+":
         raise ValueError(f"{where} is read-only; open the file with mode 'r+'")
-    if dataset.dtype.hasobject:
-        raise TypeError(f"{where} has dtype {dataset.dtype}, which workers cannot write")
+    _check_dtype(where, dataset.dtype)
     if dataset.shape is None:
         raise TypeError(f"{where} has no values")
     if not dataset.size:
