@@ -283,21 +283,46 @@ def test_a_file_can_be_written_right_after_a_run_that_failed(
         h5py.File(path, "r+").close()
 
 
-def test_an_opener_that_hangs(tmp_path: Path) -> None:
-    """``task_timeout`` ends an opener that hangs; the error names the chunk and the store."""
+def test_an_opener_that_exits(pool: shmpar.Pool, tmp_path: Path) -> None:
+    """SystemExit of an opener is the failure of the run, and not the end of the program."""
+    path, flag = str(tmp_path / "x.npy"), tmp_path / "flag"
+    np.save(path, X)
+
+    def opens(path: str) -> Any:
+        if flag.exists():
+            raise SystemExit(3)
+        return np.load(path, mmap_mode="r")
+
+    store = shmpar.opened(opens, path)
+    flag.touch()
+    with pytest.raises(shmpar.StoreError, match="cannot be opened: SystemExit: 3"):
+        pool.map_blocks(double, store)
+
+
+@pytest.mark.parametrize(
+    ("ends", "error", "text"),
+    [
+        ("hangs", shmpar.TaskTimeout, r"task_timeout=0\.2 s, which includes the access to test_"),
+        ("dies", shmpar.WorkerDied, "the worker exited with status 3"),
+    ],
+)
+def test_an_opener_that_hangs_or_dies(
+    tmp_path: Path, ends: str, error: type[Exception], text: str
+) -> None:
+    """The opening counts for the first chunk of a worker; the error names the chunk."""
     path = str(tmp_path / "x.npy")
     np.save(path, X)
     parent = os.getpid()
 
     def opens(path: str) -> Any:
         if os.getpid() != parent:
-            threading.Event().wait()
+            threading.Event().wait() if ends == "hangs" else os._exit(3)
         return np.load(path, mmap_mode="r")
 
     store = shmpar.opened(opens, path)
-    due = r"chunk 0 at .* task_timeout=0\.1 s, which includes the access to test_an_opener_that_h"
-    limited = shmpar.Pool(1, task_timeout=0.1, retries=0)
-    with limited as pool, pytest.raises(shmpar.TaskTimeout, match=due):
+    limit = 0.2 if ends == "hangs" else None
+    limited = shmpar.Pool(1, task_timeout=limit, retries=0)
+    with limited as pool, pytest.raises(error, match=f"chunk 0 at .*{text}"):
         pool.map_blocks(double, store, chunks=-1)
 
 

@@ -318,7 +318,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
         """Drop the open array, which closes with its last user."""
         self._array = None
 
-    def _error(self, text: str, cause: Exception | None = None) -> StoreError:
+    def _error(self, text: str, cause: BaseException | None = None) -> StoreError:
         text += "" if cause is None else f": {summarize(cause)}"
         errno = getattr(cause, "errno", None)
         return StoreError(text, opener=self.kind, where=self.where, errno=errno)
@@ -333,7 +333,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
             shape, dtype = tuple(map(int, array.shape)), np.dtype(array.dtype)
         except StoreError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._error(f"{self._name} cannot be opened", error) from error
         due = self._in_file(self.shape)
         # Why without the order of bytes: zarr's third format does not keep it.
@@ -599,11 +599,6 @@ class Part:
     def nbytes(self) -> int:
         """Bytes of the window."""
         return self.array.nbytes
-
-    @property
-    def flags(self) -> Any:
-        """Flags of the window."""
-        return self.array.flags
 
     def __len__(self) -> int:
         return self.shape[0]
