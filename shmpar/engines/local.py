@@ -150,9 +150,9 @@ def check(broken: BaseException | None) -> None:
 
 
 def bound_outputs(outputs: Sequence[Any] | None) -> Sequence[Any] | None:
-    """Return outputs whose stores are open in this thread."""
-    if outputs is None or not any(isinstance(one, Store) for one in outputs):
-        return outputs
+    """Return outputs whose stores are opened by this thread."""
+    if outputs is None:
+        return None
     return [one.bound() if isinstance(one, Store) else one for one in outputs]
 
 

@@ -27,7 +27,6 @@ Array = np.ndarray[Any, Any]
 
 _MOST_VALUES: Final = 4 << 20
 _MOST_GRAPH: Final = 16 << 20  # Why more: the tasks of a large graph are no values
-_LIBRARIES: Final = frozenset({"zarr", "h5py", "dask", "xarray"})
 _HDF5_SUFFIXES: Final = (".h5", ".hdf5", ".hdf", ".he5", ".ims", ".nc", ".h5ad", ".mat")
 _PLUGINS: Final = ("hdf5plugin",)
 # A path of which `open` knows the format; other text is a value.
@@ -74,7 +73,8 @@ def open(  # noqa: A001 - the public name
 
     Notes
     -----
-    Cost: the file is opened once here, for its shape and dtype, and once per run in each worker.
+    Cost: the file is opened once here, for its shape and dtype, and once per run in each worker
+    that gets a chunk.
 
     Examples
     --------
@@ -135,7 +135,7 @@ def opened(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Store:
 
     Notes
     -----
-    Cost: one call here, for the shape and dtype, and one per run in each worker.
+    Cost: one call here, for the shape and dtype, and one per run in each worker that gets a chunk.
 
     Examples
     --------
@@ -339,25 +339,34 @@ def wrap(value: Any) -> Any:
             formats.same_process_file(path)  # which flushes the file
         return value
     if isinstance(value, os.PathLike) or (isinstance(value, str) and re.search(_SUFFIX, value)):
-        path = repr(os.fspath(value))
-        if os.path.isdir(value) and not re.search(_SUFFIX, os.fsdecode(value)):
-            raise TypeError(
-                f"a folder is no array: pass parallel_map the list of its files, as "
-                f"sorted(pathlib.Path({path}).glob('*.tif'))"
-            )
-        raise TypeError(
-            f"a path is no array: pass shmpar.open({path}), or kwargs={{'path': {path}}} where the "
-            "function opens it"
-        )
+        raise _no_array(value)
     for kind in type(value).__mro__:
-        library, name = kind.__module__.partition(".")[0], kind.__name__
-        if library in _LIBRARIES:
-            make = _WRAPPERS.get((library, name))
-            if make is not None:
-                return make(value)
-            if (library, name) in _GROUPS:
+        match kind.__module__.partition(".")[0], kind.__name__:
+            case "zarr", "Array":
+                return wrap_zarr(value)
+            case "h5py", "Dataset":
+                return _wrap_hdf5(value)
+            case "dask", "Array":
+                return _lazy(value, "dask", f"the Dask array {value.name}", value.chunksize)
+            case "xarray", "DataArray" | "Variable":
+                return _wrap_xarray(value)
+            case "zarr" | "h5py" | "xarray" as library, "Group" | "File" | "Dataset" as name:
                 raise TypeError(f"a {name} of {library} is no array; pass one of its arrays")
     return value
+
+
+def _no_array(path: str | os.PathLike[Any]) -> TypeError:
+    """Return the error for a path as an input."""
+    text = repr(os.fspath(path))
+    if os.path.isdir(path) and not re.search(_SUFFIX, os.fsdecode(path)):
+        return TypeError(
+            f"a folder is no array: pass parallel_map the list of its files, as "
+            f"sorted(pathlib.Path({text}).glob('*.tif'))"
+        )
+    return TypeError(
+        f"a path is no array: pass shmpar.open({text}), or kwargs={{'path': {text}}} where the "
+        "function opens it"
+    )
 
 
 def wrap_zarr(array: Any, mode: str = "r") -> Store:
@@ -434,10 +443,6 @@ def _check_way(dataset: Any, path: str) -> None:
         )
 
 
-def _wrap_dask(array: Any) -> Store:
-    return _lazy(array, "dask", f"the Dask array {array.name}", array.chunksize)
-
-
 def _wrap_xarray(value: Any) -> Any:
     variable = getattr(value, "variable", value)
     if getattr(variable, "_in_memory", True):
@@ -486,16 +491,3 @@ def _lazy(lazy: Any, kind: str, where: str, unit: Any) -> Store:
 
 class _TooLarge(Exception):
     """A graph holds too many values."""
-
-
-_WRAPPERS: Final[dict[tuple[str, str], Callable[[Any], Any]]] = {
-    ("zarr", "Array"): wrap_zarr,
-    ("h5py", "Dataset"): _wrap_hdf5,
-    ("dask", "Array"): _wrap_dask,
-    ("xarray", "DataArray"): _wrap_xarray,
-    ("xarray", "Variable"): _wrap_xarray,
-    ("xarray", "IndexVariable"): _wrap_xarray,
-}
-_GROUPS: Final = frozenset(
-    {("zarr", "Group"), ("h5py", "Group"), ("h5py", "File"), ("xarray", "Dataset")}
-)
