@@ -258,6 +258,17 @@ def test_a_store_is_opened_once(pool: shmpar.Pool, tmp_path: Path) -> None:
         assert 1 <= Path(path).read_text().count("o") <= pool.n_workers
 
 
+def test_a_store_stays_open_while_the_function_calls_a_verb(
+    pool: shmpar.Pool, tmp_path: Path
+) -> None:
+    """The end of a call in a chunk closes no store of the run."""
+    path = str(tmp_path / "log")
+    store = shmpar.opened(Flaky, path, 0, OSError)
+    Path(path).write_text("")
+    pool.map_blocks(lambda block: block + shmpar.sum(block), store, chunks=6)
+    assert 1 <= Path(path).read_text().count("o") <= pool.n_workers
+
+
 def test_a_worker_without_a_chunk_opens_nothing(pool: shmpar.Pool, tmp_path: Path) -> None:
     """Of a call with one chunk, one worker opens the store."""
     path = str(tmp_path / "log")

@@ -31,7 +31,7 @@ from shmpar.memory.layout import protected
 from shmpar.memory.limits import open_with_retry
 from shmpar.memory.locate import locate
 from shmpar.plan import Announcement, Function, Plan
-from shmpar.stores.store import Part, Store, drop_stores, traffic
+from shmpar.stores.store import OpenStores, Part, Store, traffic
 from shmpar.tracebacks import shorten
 from shmpar.worker.compute import Abandoned, Assignment, bind_inputs
 from shmpar.worker.environment import exit_if_forked, inside_worker
@@ -149,11 +149,11 @@ def check(broken: BaseException | None) -> None:
         raise broken.with_traceback(None)
 
 
-def bound_outputs(outputs: Sequence[Any] | None) -> Sequence[Any] | None:
-    """Return outputs whose stores are opened by this thread."""
+def bind_outputs(outputs: Sequence[Any] | None, stores: OpenStores) -> Sequence[Any] | None:
+    """Return the outputs of a run for the worker that has these stores."""
     if outputs is None:
         return None
-    return [one.bound() if isinstance(one, Store) else one for one in outputs]
+    return [stores.bind(one) if isinstance(one, Store) else one for one in outputs]
 
 
 class LocalChannel:
@@ -165,6 +165,8 @@ class LocalChannel:
         The run.
     tell : callable
         Takes an event; may be called by any thread.
+    stores : OpenStores
+        Those of the worker.
     allocating : Lock
         Lock: held by the worker that allocates the outputs; two may have their first result at
         once.
@@ -178,6 +180,7 @@ class LocalChannel:
         self,
         active: ActivePlan,
         tell: Callable[[protocol.Event], object],
+        stores: OpenStores,
         allocating: threading.Lock,
         *,
         is_due: Callable[[], bool] = lambda: False,
@@ -185,6 +188,7 @@ class LocalChannel:
     ) -> None:
         self._active = active
         self._tell = tell
+        self._stores = stores
         self._allocating = allocating
         self.enough = is_due
         self.interruptible = interruptible
@@ -201,7 +205,7 @@ class LocalChannel:
                 except BaseException as error:
                     self.reject(error)
                     raise Abandoned from error
-        return bound_outputs(active.outputs) or (), bool(active.is_tuple)
+        return bind_outputs(active.outputs, self._stores) or (), bool(active.is_tuple)
 
     def reject(self, error: BaseException) -> None:
         """Report that the run cannot go on."""
@@ -263,13 +267,15 @@ class LocalEngine(WithoutProcesses):
     def kill(self, worker: int, run: int) -> None:
         """Do nothing: a thread cannot be killed."""
 
-    def _assignment(self, active: ActivePlan, generation: Generation, worker: int) -> Assignment:
+    def _assignment(
+        self, active: ActivePlan, generation: Generation, worker: int, stores: OpenStores
+    ) -> Assignment:
         """Bind a run to the memory of this process; inputs become read-only views."""
         return Assignment(
             plan=active.plan,
             function=active.function,
-            arrays=bind_inputs(active.plan, active.arrays, _protected),
-            outputs=bound_outputs(active.outputs),
+            arrays=bind_inputs(active.plan, active.arrays, _protected, stores),
+            outputs=bind_outputs(active.outputs, stores),
             is_tuple=active.is_tuple,
             tickets=generation.tickets,
             todo=generation.todo,
@@ -321,6 +327,7 @@ class SerialEngine(LocalEngine):
         self._moved: dict[int, protocol.StoreTraffic] = {}  # from and to stores, in turns of runs
         self._call: tuple[int, _Prepared, tuple[Any, ...]] | None = None
         self._events: deque[protocol.Event] = deque()
+        self._stores = OpenStores()
         # Why a SimpleQueue: its put is reentrant, so that any thread may wake the owner.
         self._awake = queue.SimpleQueue[None]()
 
@@ -352,7 +359,7 @@ class SerialEngine(LocalEngine):
         """Close the run's counters and stores."""
         for generation in active.generations:
             generation.tickets.close()
-        drop_stores()
+        self._stores.drop()
 
     def free_worker(self) -> int | None:
         """Return the worker if it has no call."""
@@ -406,9 +413,14 @@ class SerialEngine(LocalEngine):
             return time.monotonic() >= until or not self._awake.empty()
 
         channel = LocalChannel(
-            active, tell, threading.Lock(), is_due=is_due, interruptible=self._interruptible
+            active,
+            tell,
+            self._stores,
+            threading.Lock(),
+            is_due=is_due,
+            interruptible=self._interruptible,
         )
-        assignment = self._assignment(active, generation, 0)
+        assignment = self._assignment(active, generation, 0, self._stores)
         with active.prepared.applied():
             exhausted, moved = traffic.counted(work, assignment, channel)
         before = self._moved.pop(active.number, protocol.NO_TRAFFIC)
@@ -422,7 +434,7 @@ class SerialEngine(LocalEngine):
     def shutdown(self) -> None:
         """Drop the queue, and the stores of a run that was cut off."""
         self._queue.clear()
-        drop_stores()
+        self._stores.drop()
 
 
 _Plans = list[tuple[ActivePlan, Generation]]  # of one plan; emptied when its run is over
@@ -599,21 +611,23 @@ class ThreadsEngine(LocalEngine):
                 check(broken)
                 self._work(worker, active, generation)
             except BaseException as error:  # noqa: BLE001 - the run is told
-                drop_stores()
                 tell(protocol.PlanRejected(active.number, error))
                 tell(protocol.CounterExhausted(worker, active.number, generation.number))
 
     def _work(self, worker: int, active: ActivePlan, generation: Generation) -> None:
-        assignment = self._assignment(active, generation, worker)
-        channel = LocalChannel(active, self._events.put, self._allocating)
-        with active.prepared.applied():
-            _, moved = traffic.counted(work, assignment, channel)
+        stores = OpenStores()
+        assignment = self._assignment(active, generation, worker, stores)
+        channel = LocalChannel(active, self._events.put, stores, self._allocating)
+        try:
+            with active.prepared.applied():
+                _, moved = traffic.counted(work, assignment, channel)
+        finally:
+            stores.drop()
         # Why: a run that is alone waits for all threads, which are about to drop its memory. Not so
         # beside a call, which may take long, or wait for this run.
         alone = len(self._plans) == 1 and not self._calling
         had = (0, None) if alone else (assignment.claimed, assignment.handed_out)
         del assignment
-        drop_stores()
         key = active.number, generation.number
         self._events.put(protocol.CounterExhausted(worker, *key, *had, traffic=moved))
 

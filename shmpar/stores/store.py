@@ -9,7 +9,7 @@ Guarantees
 A block that is read has the same strides, relative to its neighbours, as a view of the whole array
 in memory: an axis that the block does not span has a gap. So a function adds the numbers in the
 same order, and its result is the same bit for bit.
-A run opens a store once per thread and opener, for its first chunk there, and closes it at the end.
+A worker opens a store once per run and opener, for its first chunk, and closes it at the end.
 """
 
 from __future__ import annotations
@@ -69,27 +69,29 @@ class Traffic(threading.local):
 traffic = Traffic()
 
 
-class _OfRuns(threading.local):
-    """The arrays that this thread has opened for runs, by opener, and the stores that have them."""
+class OpenStores:
+    """The arrays that a worker has opened for a run, by opener.
+
+    Why not those of the thread: a function that calls a verb has another worker in its thread.
+    """
 
     def __init__(self) -> None:
-        self.arrays: dict[bytes, Any] = {}
-        self.bound = weakref.WeakSet[Any]()
+        self._arrays: dict[bytes, Any] = {}
+        self._bound = weakref.WeakSet[Store]()
 
+    def bind(self, store: Store) -> Store:
+        """Return a store that shares its array with all that have the same opener."""
+        made = store.bound(self._arrays)
+        self._bound.add(made)
+        return made
 
-_of_runs = _OfRuns()
-
-
-def drop_stores() -> bool:
-    """Forget the arrays that this thread has opened for runs; return whether there were any.
-
-    They close with their last user.
-    """
-    found = bool(_of_runs.arrays)
-    _of_runs.arrays.clear()
-    for one in _of_runs.bound:  # Why: the traceback of a failed chunk holds them.
-        one.forget()
-    return found
+    def drop(self) -> bool:
+        """Forget the arrays, which close with their last users; return whether there were any."""
+        found = bool(self._arrays)
+        self._arrays.clear()
+        for one in self._bound:  # Why: the traceback of a failed chunk holds them.
+            one.forget()
+        return found
 
 
 def open_anew(opener: bytes) -> Any:
@@ -182,7 +184,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
         self.place = place  # of a zarr array, however it was opened
         self.first_axis = 0  # of those of the array in the file
         self._stored: np.dtype[Any] = self.dtype
-        self._is_bound = False
+        self._shared: dict[bytes, Any] | None = None
         self._array: Any = None
         self._token: Any = None
 
@@ -219,7 +221,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __getstate__(self) -> dict[str, Any]:
         # Why: the open array and the user's object belong to this process.
-        mine = {"token": None, "user": None, "_array": None, "_token": None}
+        mine = dict.fromkeys(("token", "user", "_array", "_token", "_shared"))
         return {**self.__dict__, **mine}
 
     def _copy(self, **changed: Any) -> Store:
@@ -298,11 +300,9 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
             array.check()
         self._copy(token=None).array  # noqa: B018 - it is opened anew
 
-    def bound(self) -> Store:
-        """Return this store for a run in this thread, which shares its array until the end."""
-        made = self._copy(_is_bound=True, token=None)
-        _of_runs.bound.add(made)
-        return made
+    def bound(self, shared: dict[bytes, Any]) -> Store:
+        """Return this store with an array that it looks for, and puts, among these."""
+        return self._copy(_shared=shared, token=None)
 
     def open(self) -> None:
         """Open the array, unless it is open.
@@ -325,7 +325,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
 
     def _opened(self) -> Any:
         """Open the array, and compare it with the record of it."""
-        arrays = _of_runs.arrays if self._is_bound else {}
+        arrays = {} if self._shared is None else self._shared
         try:
             array = arrays.get(self.opener)
             if array is None or _is_closed(array):
