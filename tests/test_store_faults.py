@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,85 @@ def test_a_store_is_opened_once(pool: shmpar.Pool, tmp_path: Path) -> None:
         Path(path).write_text("")
         pool.map_blocks(np.add, store, store, chunks=2)
         assert 1 <= Path(path).read_text().count("o") <= pool.n_workers
+
+
+def test_a_store_stays_open_while_the_function_calls_a_verb(
+    pool: shmpar.Pool, tmp_path: Path
+) -> None:
+    """The end of a call in a chunk closes no store of the run."""
+    path = str(tmp_path / "log")
+    store = shmpar.opened(Flaky, path, 0, OSError)
+    Path(path).write_text("")
+    pool.map_blocks(lambda block: block + shmpar.sum(block), store, chunks=6)
+    assert 1 <= Path(path).read_text().count("o") <= pool.n_workers
+
+
+def test_a_worker_without_a_chunk_opens_nothing(pool: shmpar.Pool, tmp_path: Path) -> None:
+    """Of a call with one chunk, one worker opens the store."""
+    path = str(tmp_path / "log")
+    store = shmpar.opened(Flaky, path, 0, OSError)
+    Path(path).write_text("")
+    pool.map_blocks(double, store, chunks=-1)
+    assert Path(path).read_text().count("o") == 1
+
+
+def test_a_file_can_be_written_right_after_a_run_that_failed(
+    pool: shmpar.Pool, tmp_path: Path
+) -> None:
+    """No worker has the file open, not even one that is late."""
+    given = store_formats.opened_hdf5(str(tmp_path), X, (5, 4))
+    path = given.where.rpartition(":")[0]
+
+    def fail(block: np.ndarray) -> np.ndarray:
+        raise ValueError(block.shape)
+
+    for _ in range(5):
+        with pytest.raises(shmpar.ChunkError):
+            pool.map_blocks(fail, given, chunks=-1)
+        h5py.File(path, "r+").close()
+
+
+def test_an_opener_that_exits(pool: shmpar.Pool, tmp_path: Path) -> None:
+    """SystemExit of an opener is the failure of the run, and not the end of the program."""
+    path, flag = str(tmp_path / "x.npy"), tmp_path / "flag"
+    np.save(path, X)
+
+    def opens(path: str) -> Any:
+        if flag.exists():
+            raise SystemExit(3)
+        return np.load(path, mmap_mode="r")
+
+    store = shmpar.opened(opens, path)
+    flag.touch()
+    with pytest.raises(shmpar.StoreError, match="cannot be opened: SystemExit: 3"):
+        pool.map_blocks(double, store)
+
+
+@pytest.mark.parametrize(
+    ("ends", "error", "text"),
+    [
+        ("hangs", shmpar.TaskTimeout, r"task_timeout=0\.2 s, which includes the access to test_"),
+        ("dies", shmpar.WorkerDied, "the worker exited with status 3"),
+    ],
+)
+def test_an_opener_that_hangs_or_dies(
+    tmp_path: Path, ends: str, error: type[Exception], text: str
+) -> None:
+    """The opening counts for the first chunk of a worker; the error names the chunk."""
+    path = str(tmp_path / "x.npy")
+    np.save(path, X)
+    parent = os.getpid()
+
+    def opens(path: str) -> Any:
+        if os.getpid() != parent:
+            threading.Event().wait() if ends == "hangs" else os._exit(3)
+        return np.load(path, mmap_mode="r")
+
+    store = shmpar.opened(opens, path)
+    limit = 0.2 if ends == "hangs" else None
+    limited = shmpar.Pool(1, task_timeout=limit, retries=0)
+    with limited as pool, pytest.raises(error, match=f"chunk 0 at .*{text}"):
+        pool.map_blocks(double, store, chunks=-1)
 
 
 def test_a_store_is_closed_when_the_run_ends(pool: shmpar.Pool, tmp_path: Path) -> None:

@@ -168,6 +168,16 @@ def test_a_local_url_becomes_a_zarr_array(serial, zarr, tmp_path):
         serial.map_blocks(lambda b: (b, b), X, out=both)
 
 
+def test_a_link_that_leads_nowhere_yet(serial, tmp_path):
+    """The array is made where the link leads, and found there by the next call."""
+    link = tmp_path / "link.zarr"
+    link.symlink_to("made")
+    for values in (X, X[::-1]):
+        np.testing.assert_array_equal(serial.map_blocks(half, values, out=link), values // 2)
+    assert link.is_symlink()
+    assert (tmp_path / "made" / "zarr.json").exists()
+
+
 def test_an_array_at_the_path_is_written_into(serial, made, zarr, tmp_path):
     """An existing array that fits stays; its units count, and nothing else is replaced."""
     made("x.zarr", attributes={"name": "kept"})
@@ -244,6 +254,7 @@ def refusals(zarr, tmp_path):
     )
     yield file, TypeError, "pass an array of it"
     yield file.create_dataset("s", X.shape, h5py.string_dtype()), TypeError, "dtype object"
+    yield file.create_dataset("n", data=h5py.Empty("u2")), TypeError, "has no values"
     core = h5py.File("core.h5", "w", driver="core", backing_store=False)
     yield core.create_dataset("x", X.shape, X.dtype), TypeError, "the driver 'core'"
     closed = h5py.File(tmp_path / "c.h5", "w")

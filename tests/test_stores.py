@@ -7,6 +7,7 @@ import pickle
 import re
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +29,7 @@ from shmpar.grid import Grid, Halo  # noqa: E402
 from shmpar.stores.formats import ZarrArray  # noqa: E402
 from shmpar.stores.recognise import wrap  # noqa: E402
 from shmpar.stores.store import Part, Store, _runs  # noqa: E402
+from shmpar.stores.targets import find_target  # noqa: E402
 from shmpar.verbs.arguments import blocks  # noqa: E402
 from tests import store_formats  # noqa: E402
 from tests.store_formats import FORMATS  # noqa: E402
@@ -57,6 +59,21 @@ def test_windows_of_a_store(tmp_path: Path, name: str) -> None:
             assert got.dtype == X.dtype
             assert np.ndim(got) == 0 or not got.flags.writeable
     np.testing.assert_array_equal(list(store)[3], X[3])
+
+
+@pytest.mark.parametrize("name", ["zarr3", "hdf5"])
+def test_a_step_reads_into_little_memory(tmp_path: Path, name: str) -> None:
+    """The elements between those of a slice with a step are not kept."""
+    large = np.arange(2_000_000).astype("u1").reshape(2_000, 1_000)
+    store = wrap(FORMATS[name](str(tmp_path), large, (20, 1_000)))
+    np.testing.assert_array_equal(store[:1], large[:1])
+    tracemalloc.start()
+    try:
+        got = store[::-100]
+        assert tracemalloc.get_traced_memory()[1] < large.nbytes // 4
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(got, large[::-100])
 
 
 @pytest.mark.parametrize(
@@ -103,7 +120,7 @@ def test_blocks_have_the_gaps_of_views(tmp_path: Path) -> None:
 def test_writing_windows(tmp_path: Path) -> None:
     """Assignment writes a window; the user's handle sees it."""
     z = store_formats.zarr3(str(tmp_path), X, (5, 4))
-    store = wrap(z, write=True)
+    store = find_target("map_blocks", z).array
     store[3:6, 1:3] = 7
     store[10] = np.arange(17)
     store[0, 0] = -1
@@ -114,7 +131,7 @@ def test_writing_windows(tmp_path: Path) -> None:
     with pytest.raises(IndexError, match="step 1"):
         store[::2] = 0
     with pytest.raises(ValueError, match="mode='r\\+'"):
-        wrap(zarr.open_array(str(z.store.root), mode="r"), write=True)
+        find_target("map_blocks", zarr.open_array(str(z.store.root), mode="r"))
 
 
 def test_opening_by_path(tmp_path: Path) -> None:
@@ -190,6 +207,7 @@ def test_wrong_paths(tmp_path: Path) -> None:
     metadata = Path(f"{folder}/codec.zarr/zarr.json")
     metadata.write_text(metadata.read_text().replace('"zstd"', '"unheard"'))
     Path(f"{folder}/bad.zip").write_bytes(b"nothing")
+    Path(f"{folder}/bad.npy").write_bytes(b"")
     Path(f"{folder}/bad.tif").write_bytes(b"II*\0 nothing")
     Path(f"{folder}/bad.h5").write_bytes(b"nothing")
     for where in ("none.npy", "none.zarr", "g.zarr/7", "none.h5:/x", "none.tif"):
@@ -204,6 +222,7 @@ def test_wrong_paths(tmp_path: Path) -> None:
         "a.h5:/null": "/null has no values",
         "codec.zarr": "cannot be opened: .*unheard",
         "bad.zip": "cannot be opened",
+        "bad.npy": "cannot be opened: EOFError",
         "bad.tif": "cannot be opened",
         "bad.h5:/x": "cannot be opened",
     }
@@ -304,10 +323,10 @@ def test_xarray_in_memory_is_an_array() -> None:
 def test_outputs_that_have_one_writer(tmp_path: Path) -> None:
     """A chunked HDF5 dataset and a lazy array are no outputs."""
     with pytest.raises(TypeError, match="has one writer"):
-        wrap(store_formats.hdf5(str(tmp_path), X, (5, 4)), write=True)
+        find_target("map_blocks", store_formats.hdf5(str(tmp_path), X, (5, 4)))
     for lazy in (da.ones(3), xarray.DataArray(X)):
-        with pytest.raises(TypeError, match="is no output"):
-            wrap(lazy, write=True)
+        with pytest.raises(TypeError, match="cannot be written in parts"):
+            find_target("map_blocks", lazy)
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -25,14 +25,14 @@ import numpy as np
 
 from shmpar.arrays import SharedArray
 from shmpar.engines.engine import ActivePlan, Engine, Generation, take_back
-from shmpar.errors import StoreError
+from shmpar.errors import ShmparError
 from shmpar.ipc import protocol
 from shmpar.ipc.tickets import Tickets, new_tickets
 from shmpar.memory.layout import protected
 from shmpar.memory.limits import open_with_retry
 from shmpar.memory.locate import locate
 from shmpar.plan import Announcement, Function, Plan
-from shmpar.stores.store import Part, Store, drop_stores, traffic
+from shmpar.stores.store import OpenStores, Part, Store, traffic
 from shmpar.tracebacks import shorten
 from shmpar.worker.compute import Abandoned, Assignment, bind_inputs
 from shmpar.worker.environment import exit_if_forked, inside_worker
@@ -144,11 +144,11 @@ def _protected(array: Any) -> Any:
     return protected(array)
 
 
-def bound_outputs(outputs: Sequence[Any] | None) -> Sequence[Any] | None:
-    """Return outputs whose stores are open in this thread."""
+def bind_outputs(outputs: Sequence[Any] | None, stores: OpenStores) -> Sequence[Any] | None:
+    """Return the outputs of a run for the worker that has these stores."""
     if outputs is None:
         return None
-    return [one.bound() if isinstance(one, Store) else one for one in outputs]
+    return [stores.bind(one) if isinstance(one, Store) else one for one in outputs]
 
 
 class LocalChannel:
@@ -160,6 +160,8 @@ class LocalChannel:
         The run.
     tell : callable
         Takes an event; may be called by any thread.
+    stores : OpenStores
+        Those of the worker.
     allocating : Lock
         Lock: held by the worker that allocates the outputs; two may have their first result at
         once.
@@ -173,6 +175,7 @@ class LocalChannel:
         self,
         active: ActivePlan,
         tell: Callable[[protocol.Event], object],
+        stores: OpenStores,
         allocating: threading.Lock,
         *,
         is_due: Callable[[], bool] = lambda: False,
@@ -180,6 +183,7 @@ class LocalChannel:
     ) -> None:
         self._active = active
         self._tell = tell
+        self._stores = stores
         self._allocating = allocating
         self.enough = is_due
         self.interruptible = interruptible
@@ -196,10 +200,13 @@ class LocalChannel:
                 except BaseException as error:
                     self.reject(error)
                     raise Abandoned from error
-        return bound_outputs(active.outputs) or (), bool(active.is_tuple)
+        return bind_outputs(active.outputs, self._stores) or (), bool(active.is_tuple)
 
     def reject(self, error: BaseException) -> None:
         """Report that the run cannot go on."""
+        if isinstance(error, ShmparError):
+            # Why: the frames hold the memory of the run; the cause tells the place.
+            error.with_traceback(None)
         self._tell(protocol.PlanRejected(self._active.number, error))
 
     def failed(self, chunk: int, error: BaseException, shape: tuple[int, ...] | None) -> None:
@@ -256,13 +263,15 @@ class LocalEngine(Engine):
         """Return a new counter."""
         return new_tickets()
 
-    def _assignment(self, active: ActivePlan, generation: Generation, worker: int) -> Assignment:
+    def _assignment(
+        self, active: ActivePlan, generation: Generation, worker: int, stores: OpenStores
+    ) -> Assignment:
         """Bind a run to the memory of this process; inputs become read-only views."""
         return Assignment(
             plan=active.plan,
             function=active.function,
-            arrays=bind_inputs(active.plan, active.arrays, _protected),
-            outputs=bound_outputs(active.outputs),
+            arrays=bind_inputs(active.plan, active.arrays, _protected, stores),
+            outputs=bind_outputs(active.outputs, stores),
             is_tuple=active.is_tuple,
             tickets=generation.tickets,
             todo=generation.todo,
@@ -320,6 +329,7 @@ class SerialEngine(LocalEngine):
         self._moved: dict[int, protocol.StoreTraffic] = {}  # from and to stores, in turns of runs
         self._call: tuple[int, _Prepared, tuple[Any, ...]] | None = None
         self._events: deque[protocol.Event] = deque()
+        self._stores = OpenStores()
         # Why a SimpleQueue: its put is reentrant, so that any thread may wake the owner.
         self._awake = queue.SimpleQueue[None]()
 
@@ -345,7 +355,7 @@ class SerialEngine(LocalEngine):
         """Close the run's counters and stores."""
         for generation in active.generations:
             generation.tickets.close()
-        drop_stores()
+        self._stores.drop()
 
     def free_worker(self) -> int | None:
         """Return the worker if it has no call."""
@@ -389,14 +399,14 @@ class SerialEngine(LocalEngine):
             return time.monotonic() >= until or not self._awake.empty()
 
         channel = LocalChannel(
-            active, tell, threading.Lock(), is_due=is_due, interruptible=self._interruptible
+            active,
+            tell,
+            self._stores,
+            threading.Lock(),
+            is_due=is_due,
+            interruptible=self._interruptible,
         )
-        try:
-            assignment = self._assignment(active, generation, 0)
-        except StoreError as error:
-            tell(protocol.PlanRejected(active.number, error.with_traceback(None)))
-            tell(protocol.CounterExhausted(0, active.number, generation.number))
-            return
+        assignment = self._assignment(active, generation, 0, self._stores)
         with active.prepared():
             exhausted, moved = traffic.counted(work, assignment, channel)
         before = self._moved.pop(active.number, protocol.NO_TRAFFIC)
@@ -410,7 +420,7 @@ class SerialEngine(LocalEngine):
     def shutdown(self) -> None:
         """Drop the queue, and the stores of a run that was cut off."""
         self._queue.clear()
-        drop_stores()
+        self._stores.drop()
 
 
 _Job = deque[Callable[[], object]]  # the work on one plan or call; empty when begun or taken back
@@ -579,25 +589,24 @@ class ThreadsEngine(LocalEngine):
             self._initializers[worker].run()
             self._work(worker, active, generation)
         except BaseException as error:  # noqa: BLE001 - the run is told
-            drop_stores()  # Why: one that has changed was opened
-            if isinstance(error, StoreError):
-                # Why: the frames hold the memory of the run; the cause tells the place.
-                error.with_traceback(None)
             self._events.put(protocol.PlanRejected(active.number, error))
             ended = protocol.CounterExhausted(worker, active.number, generation.number)
             self._events.put(ended)
 
     def _work(self, worker: int, active: ActivePlan, generation: Generation) -> None:
-        assignment = self._assignment(active, generation, worker)
-        channel = LocalChannel(active, self._events.put, self._allocating)
-        with active.prepared():
-            _, moved = traffic.counted(work, assignment, channel)
+        stores = OpenStores()
+        assignment = self._assignment(active, generation, worker, stores)
+        channel = LocalChannel(active, self._events.put, stores, self._allocating)
+        try:
+            with active.prepared():
+                _, moved = traffic.counted(work, assignment, channel)
+        finally:
+            stores.drop()
         # Why: a run that is alone waits for all threads, which are about to drop its memory. Not so
         # beside a call, which may take long, or wait for this run.
         alone = len(self._plans) == 1 and not self._calls
         had = (0, None) if alone else (assignment.claimed, assignment.handed_out)
         del assignment
-        drop_stores()
         key = active.number, generation.number
         self._events.put(protocol.CounterExhausted(worker, *key, *had, traffic=moved))
 

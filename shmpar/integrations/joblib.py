@@ -71,14 +71,12 @@ class _Kind(NamedTuple):
     def serves(self, other: _Kind) -> bool:
         """Return whether a pool of this kind can be used for one of another."""
         # Why identity: arguments such as arrays have no single answer to `==`.
-        same = len(self.initargs) == len(other.initargs) and all(
-            one is two for one, two in zip(self.initargs, other.initargs, strict=True)
-        )
+        same = [*map(id, self.initargs)] == [*map(id, other.initargs)]
         return same and self._replace(initargs=()) == other._replace(initargs=())
 
 
 class _Kept:
-    """The pools that wait for the next ``Parallel``, and those in use.
+    """The pool that waits for the next ``Parallel``.
 
     Invariant: at most one pool waits, since its workers hold memory.
     """
@@ -88,11 +86,15 @@ class _Kept:
         self._lock = threading.Lock()
         self._waiting: tuple[_Kind, Pool] | None = None
 
+    def swap(self, new: tuple[_Kind, Pool] | None = None) -> tuple[_Kind, Pool] | None:
+        """Have another pool wait, or none; return the one that has waited."""
+        with self._lock:
+            before, self._waiting = self._waiting, new
+        return before
+
     def take(self, kind: _Kind) -> Pool:
         """Return a pool for one ``Parallel``."""
-        with self._lock:
-            found, self._waiting = self._waiting, None
-        if found is not None:
+        if (found := self.swap()) is not None:
             if found[0].serves(kind) and not found[1].closed:
                 return found[1]
             _end(found[1])
@@ -106,17 +108,8 @@ class _Kept:
 
     def give_back(self, pool: Pool, kind: _Kind) -> None:
         """Keep a pool that is not used any more."""
-        with self._lock:
-            before, self._waiting = self._waiting, (kind, pool)
-        if before is not None:
+        if (before := self.swap((kind, pool))) is not None:
             _end(before[1])
-
-    def close(self) -> None:
-        """End the pool that waits."""
-        with self._lock:
-            found, self._waiting = self._waiting, None
-        if found is not None:
-            found[1].shutdown()
 
 
 def _end(pool: Pool) -> None:
@@ -144,7 +137,8 @@ def close() -> None:
     [0, 1, 2]
     >>> close()
     """
-    _kept.close()
+    if (found := _kept.swap()) is not None:
+        found[1].shutdown()
 
 
 class ShmparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # no types
@@ -207,23 +201,25 @@ class ShmparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         if n_jobs is None or in_worker():
             return 1
-        # Why: joblib's pool ends such a process by a signal, and its workers would be left.
-        if multiprocessing.current_process().daemon and self._given is None:
-            if n_jobs != 1:
-                text = "parallel loops cannot be called in a multiprocessing, setting n_jobs=1"
-                warnings.warn(f"shmpar-backed {text}", stacklevel=3)
-            return 1
-        nested = not (self.in_main_thread() or self.nesting_level in {0, None})
-        if nested and self._given is None:  # Why: each of the threads would start workers.
-            if n_jobs != 1:
-                text = "parallel loops cannot be nested below threads, setting n_jobs=1"
-                warnings.warn(f"shmpar-backed {text}", stacklevel=3)
-            return 1
         given = self._given
+        if given is None and (obstacle := self._obstacle()):
+            if n_jobs != 1:
+                text = f"shmpar-backed parallel loops cannot be {obstacle}, setting n_jobs=1"
+                warnings.warn(text, stacklevel=3)
+            return 1
         most = available_cpus() if given is None else given._places(wait=True)  # noqa: SLF001
         if n_jobs < 0:
             return max(most + 1 + n_jobs, 1)
         return n_jobs if given is None else min(n_jobs, most)
+
+    def _obstacle(self) -> str:
+        """Return the place in which the backend must not start workers; empty in any other."""
+        # Why: joblib's pool ends such a process by a signal, and its workers would be left.
+        if multiprocessing.current_process().daemon:
+            return "called in a multiprocessing"
+        # Why: each of the threads would start workers.
+        nested = not (self.in_main_thread() or self.nesting_level in {0, None})
+        return "nested below threads" * nested
 
     def configure(self, n_jobs: int = 1, parallel: Any = None, **options: Any) -> int:
         """Get workers for a ``Parallel``; return their number."""

@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -60,7 +61,7 @@ def show(viewer: Any, run: Run, every: float = 0.1, *, layer: str = "image", **o
 
     Cost: no copy. A refresh draws the visible part of the layer.
 
-    A thread follows ``run.completed()``. It refreshes the layer in the thread of the viewer, and
+    A thread follows the run. It refreshes the layer in the thread of the viewer, and
     ends with the run. If the run fails, the panel says so, and ``run.result()`` raises the error.
     Closing the viewer leaves the run alone.
 
@@ -120,36 +121,34 @@ class _View:
     def __init__(self, viewer: Any, run: Run, layers: list[Any], *, follows_values: bool) -> None:
         self.run, self.layers, self.follows_values = run, layers, follows_values
         self.viewer = weakref.ref(viewer)
-        self.panel = _Panel.of(viewer, run)
-        self.changed, self.ended = threading.Event(), threading.Event()
-        self.error: BaseException | None = None
-        self.post: Callable[[Callable[[], None]], Any] = lambda call: call()
+        self.panel = _Panel(viewer, run) if hasattr(viewer, "window") else None
+        self.post: Callable[[Callable[[], None]], Any] = _call
         if self.panel is not None:
             utils = importlib.import_module("superqt.utils")
             self.post = utils.ensure_main_thread(_call)
 
     def start(self, every: float) -> None:
-        """Start the threads; they end with the run."""
-        for target, *args in ((self._follow,), (self._refresh_often, every)):
-            threading.Thread(target=target, args=args, name="shmpar-napari", daemon=True).start()
+        """Start the thread; it ends with the run."""
+        follow = threading.Thread(
+            target=self._follow, args=(every,), name="shmpar-napari", daemon=True
+        )
+        follow.start()
 
-    def _follow(self) -> None:
-        """Note each chunk that is done."""
-        try:
-            for _ in self.run.completed():
-                self.changed.set()
-        except BaseException as error:  # noqa: BLE001 - the result of the run raises it
-            self.error = error
-        self.ended.set()
-
-    def _refresh_often(self, every: float) -> None:
-        while not self.ended.wait(every):
-            if self.changed.is_set():
-                self.changed.clear()
+    def _follow(self, every: float) -> None:
+        """Refresh the layers when chunks are done, at most once in so many seconds."""
+        due, changed, error = 0.0, False, None
+        for chunks in self.run.execution.finished_batches(every):
+            changed |= bool(chunks)
+            if changed and time.monotonic() >= due:
                 self.post(self._refresh)
-        self.post(self._refresh)
+                due, changed = time.monotonic() + every, False
+        try:
+            self.run.result()
+        except BaseException as found:  # noqa: BLE001 - the result of the run raises it again
+            error = found
+        self.post(partial(self._refresh, ended=True, error=error))
 
-    def _refresh(self) -> None:
+    def _refresh(self, *, ended: bool = False, error: BaseException | None = None) -> None:
         """Draw the layers again, and tell the progress."""
         viewer = self.viewer()
         # Why: the user may have closed the viewer, whose widgets are then gone.
@@ -162,7 +161,7 @@ class _View:
                     layer.reset_contrast_limits("slice")
                 layer.refresh()
             if self.panel is not None:
-                self.panel.tell(self.run, ended=self.ended.is_set(), error=self.error)
+                self.panel.tell(self.run, ended=ended, error=error)
 
 
 def _call(function: Callable[[], None]) -> None:
@@ -186,11 +185,6 @@ class _Panel:
         name = f"shmpar: {run.execution.plan.verb}"
         viewer.window.add_dock_widget(self.box, name=name, area="bottom")
         self.tell(run)
-
-    @classmethod
-    def of(cls, viewer: Any, run: Run) -> _Panel | None:
-        """Return the panel of a viewer with a window; None without a window."""
-        return cls(viewer, run) if hasattr(viewer, "window") else None
 
     def tell(self, run: Run, *, ended: bool = False, error: BaseException | None = None) -> None:
         """Show the progress, or the end."""

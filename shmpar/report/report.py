@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = np.ndarray[Any, Any]
+Shape = tuple[int, ...]
 
 _GIGA = 1e9
 _BANDWIDTH_BYTES = 256 << 20  # of all threads; Why: more than the caches of most machines
@@ -79,21 +80,51 @@ def bytes_read(plan: Plan, sizes: Sequence[int]) -> int:
         if isinstance(argument, Rows):
             total += sizes[argument.array]
         elif isinstance(argument, Blocks):
-            total += sizes[argument.array] * _reads_per_element(plan, argument)
+            total += sizes[argument.array] * _times_read(plan, argument)
     return round(total)
 
 
-def _reads_per_element(plan: Plan, argument: Blocks) -> float:
+def _times_read(plan: Plan, argument: Blocks, unit: Sequence[int] | None = None) -> float:
+    """Return how often a run reads each unit of an array, on average; None stands for elements."""
     reads = 1.0
     for number, axis in enumerate(plan.grid.axes):
         if number not in argument.axes:
             reads *= len(axis)
-        elif argument.halo is not None:
-            before, after = argument.halo.depth[argument.axes.index(number)]
+        elif argument.halo is not None or unit is not None:
+            place = argument.axes.index(number)
+            before, after = (0, 0) if argument.halo is None else argument.halo.depth[place]
+            length = 1 if unit is None else unit[place]
             # Why: clipped, since elements beyond the border are made up, not read.
-            windows = [min(axis.size, s.stop + after) - max(0, s.start - before) for s in axis]
-            reads *= sum(windows) / max(axis.size, 1)
+            touched = [
+                -(-min(axis.size, s.stop + after) // length) - max(0, s.start - before) // length
+                for s in axis
+            ]
+            reads *= sum(touched) / max(1, -(-axis.size // length))
     return reads
+
+
+def units_read(plan: Plan, units: Sequence[Shape | None]) -> tuple[float, Shape]:
+    """Return how often a run reads each unit of its stores, on average, and the unit.
+
+    These are the number and the unit of the input whose units are read most often; 1 and no unit
+    without such an input.
+
+    Parameters
+    ----------
+    units : sequence of (tuple of int or None)
+        The unit of each of the run's arrays; None for an array in memory.
+
+    Examples
+    --------
+    >>> from shmpar.grid import Grid
+    >>> from shmpar.plan import PerChunk
+    >>> plan = Plan("map_blocks", Grid.cut((100,), (30,)), (Blocks(0, (0,)),), PerChunk())
+    >>> units_read(plan, [(20,)])
+    (1.4, (20,))
+    """
+    blocks = [one for one in plan.arguments if isinstance(one, Blocks)]
+    pairs = [(one, unit) for one in blocks if (unit := units[one.array]) is not None]
+    return max([(1.0, ()), *[(_times_read(plan, one, unit), unit) for one, unit in pairs]])
 
 
 def private_bytes(pid: int) -> int:

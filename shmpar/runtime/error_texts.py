@@ -65,10 +65,18 @@ def chunk_error(
 
 
 def task_timeout(
-    plan: Plan, chunk: int, seconds: float | None, run: Any, items: RunItems | None = None
+    plan: Plan,
+    chunk: int,
+    seconds: float | None,
+    run: Any,
+    items: RunItems | None = None,
+    *,
+    stores: Sequence[str] = (),
 ) -> TaskTimeout:
     """Return the error for a chunk that took longer than ``task_timeout=``."""
-    text = f": took longer than task_timeout={seconds:g} s; its worker was killed and replaced"
+    access = f", which includes the access to {', '.join(stores)}" if stores else ""
+    text = f": took longer than task_timeout={seconds:g} s{access}; its worker was killed and "
+    text += "replaced"
     return _about_chunk(TaskTimeout, plan, chunk, text, run, items)
 
 

@@ -39,7 +39,6 @@ from shmpar.runtime.futures import CompletionStream
 from shmpar.runtime.items import RunItems
 from shmpar.runtime.outputs import Outputs, Scratch
 from shmpar.stores.store import Store
-from shmpar.stores.units import times_read
 from shmpar.worker.compute import ApplyAlongAxis
 from shmpar.worker.verify import Verification
 
@@ -143,8 +142,8 @@ class Execution:
         Claims that ended with their worker.
     unfinished : sequence of int
         Chunks that are not done, once it is over.
-    rereads : tuple of (float, tuple of int)
-        As of :func:`shmpar.stores.units.times_read`.
+    units : sequence of (tuple of int or None)
+        The unit of each input; None for an array in memory.
     traffic : StoreTraffic
         That of all workers.
     """
@@ -162,7 +161,6 @@ class Execution:
     seconds: float | None = None
     hosts: dict[str, HostTraffic] | None = None
     unfinished: Sequence[int] = ()
-    rereads: tuple[float, tuple[int, ...]] = (1.0, ())
     traffic = protocol.NO_TRAFFIC
     engine: Engine | None = None
     _prepared: Any = None
@@ -196,10 +194,7 @@ class Execution:
         self.name = error_texts.function_name(name)
         self.began = time.perf_counter()
         self.attempts: list[LostClaim] = []
-        for one in arrays:
-            if isinstance(one, Store):
-                self.rereads = times_read(plan, arrays)
-                break
+        self.units = [one.unit if isinstance(one, Store) and one.size else None for one in arrays]
         self._todo = todo
         self._arrived: set[int] = set()  # chunks whose result is an object that has arrived
         if items is not None and todo is not None:
@@ -529,7 +524,10 @@ class Execution:
     def _death(self, chunk: int, *, timed_out: bool) -> ShmparError:
         plan, run, items = self.plan, self.run, self.items
         if timed_out:
-            return error_texts.task_timeout(plan, chunk, self.policy.task_timeout, run, items)
+            arrays = (*self._arrays, *(self.outputs.arrays or ()))
+            stores = [one.where for one in arrays if isinstance(one, Store)]
+            seconds = self.policy.task_timeout
+            return error_texts.task_timeout(plan, chunk, seconds, run, items, stores=stores)
         in_place = self.policy.in_place
         return error_texts.worker_died(plan, chunk, self._exit, run, items, in_place=in_place)
 

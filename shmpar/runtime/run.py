@@ -98,12 +98,13 @@ class Run(PoolFuture):
     def report(self) -> Report:
         """The run's numbers, and where its time went; so far, if it is in flight."""
         from shmpar.report import Report  # Why here: most programs never ask for a report.
-        from shmpar.report.report import private_bytes
+        from shmpar.report.report import private_bytes, units_read
 
         execution, now = self.execution, time.perf_counter()
         done, began = execution.over, execution.began
         engine, errors = execution.engine, len(execution.errors)
         inputs, outputs = execution.arrays()
+        unit_reads, units = units_read(execution.plan, execution.units)
         return Report(
             verb=execution.plan.verb,
             function=self._name,
@@ -131,8 +132,8 @@ class Run(PoolFuture):
             store_read=execution.traffic[0],
             store_written=execution.traffic[1],
             store_seconds=execution.traffic[2],
-            unit_reads=execution.rereads[0],
-            units=execution.rereads[1],
+            unit_reads=unit_reads,
+            units=units,
         )
 
     @property

@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +22,6 @@ Array = np.ndarray[Any, Any]
 Where = tuple[slice, ...]
 
 _LOOKS = 4  # along each axis of a chunk
-_BEHIND = 4  # file systems, one behind the other
 _EXTRAS = {
     "zarr": "zarr", "fsspec": "zarr", "h5py": "hdf5", "tifffile": "tiff", "distributed": "dask",
     "matplotlib": "plot",
@@ -152,10 +151,12 @@ def _root_of(array: Any) -> str | None:
         return str(behind.prefix or os.sep)
     if (root := getattr(store, "root", None)) is not None:
         return str(root)
-    path, system = getattr(store, "path", ""), _plain(getattr(store, "fs", None))
-    while "dir" in _names(system):
-        path, system = os.path.join(system.path, path), _plain(system.fs)
-    return str(path) if "file" in _names(system) else None
+    path = getattr(store, "path", "")
+    for system in _systems(store):
+        if "dir" not in _names(system):
+            return str(path) if "file" in _names(system) else None
+        path = os.path.join(system.path, path)
+    return None
 
 
 def innermost(store: Any) -> Any:
@@ -210,21 +211,15 @@ def lies_in_memory(array: Any) -> bool:
     store = innermost(array.store)
     kinds = type(store), type(getattr(store, "store", store))  # that of obstore, too
     in_memory = any("Memory" in kind.__name__ for kind in kinds) or isinstance(store, dict)
-    return in_memory or "memory" in _protocols(store)
+    return in_memory or any("memory" in _names(system) for system in _systems(store))
 
 
-def _protocols(store: Any) -> set[str]:
-    """Return the names of the file system of a zarr store, and of those behind it."""
-    system, names = getattr(store, "fs", None), set[str]()
-    for _ in range(_BEHIND):  # Why: a folder or a cache of a file system holds that one.
-        names.update(_names(system))
-        system = getattr(system, "sync_fs", None) or getattr(system, "fs", None)
-    return names
-
-
-def _plain(system: Any) -> Any:
-    """Return the file system that a wrapper makes asynchronous; any other as it is."""
-    return getattr(system, "sync_fs", system)
+def _systems(store: Any) -> Iterator[Any]:
+    """Yield the file system of a zarr store, and those of which it is a folder or a cache."""
+    holder = store
+    while (system := getattr(holder, "fs", None)) is not None:
+        holder = getattr(system, "sync_fs", system)  # Why: a wrapper makes it asynchronous.
+        yield holder
 
 
 def _names(system: Any) -> tuple[str, ...]:
@@ -238,7 +233,7 @@ def place_of_zarr(array: Any) -> str:
     if root is None and not hasattr(store, "fs"):
         return str(array.store_path)
     whole = os.path.join(root or store.path, array.store_path.path).rstrip("/")
-    if root is not None or "file" in _protocols(store):
+    if root is not None or any("file" in _names(system) for system in _systems(store)):
         return os.path.realpath(whole)
     return f"{type(store.fs).__name__} {whole}"
 
@@ -305,15 +300,26 @@ def is_open_at(file: Any, path: str) -> bool:
         return os.path.samestat(os.fstat(file.get_vfd_handle()), os.stat(path))
     except (OSError, ValueError, RuntimeError, NotImplementedError, TypeError):
         name = os.fsdecode(file.name)  # Why: not every driver tells its descriptor
-        return os.path.exists(name) and os.path.samefile(name, path)
+        return os.path.exists(name) and os.path.exists(path) and os.path.samefile(name, path)
 
 
 def path_of_hdf5(file: Any) -> str:
-    """Return the whole path of an open file, also where the program works in another folder now."""
+    """Return the whole path of an open file, also where the program works in another folder now.
+
+    Raises
+    ------
+    StoreError
+        If it was removed, or another file has its path.
+    """
     path = absolute(file.filename)
     if not is_open_at(file.id, path):
         with contextlib.suppress(OSError, ValueError, RuntimeError, NotImplementedError, TypeError):
-            return os.readlink(f"/proc/self/fd/{file.id.get_vfd_handle()}")
+            path = os.readlink(f"/proc/self/fd/{file.id.get_vfd_handle()}")
+        if not is_open_at(file.id, path):
+            raise StoreError(
+                f"the HDF5 file {path} was removed or replaced after it was opened; open it again",
+                opener="hdf5", where=path,
+            )  # fmt: skip
     return path
 
 
@@ -422,7 +428,7 @@ def mapped_hdf5(dataset: Any, mode: str = "r") -> Array | None:
 # TIFF
 
 
-class TiffArray:
+class TiffArray(ZarrArray):
     """A compressed series of a TIFF file, through its zarr interface."""
 
     def __init__(self, path: str, series: int, level: int) -> None:
@@ -430,16 +436,7 @@ class TiffArray:
         self._file = tifffile.TiffFile(path)
         self._store = self._file.aszarr(series=series, level=level)
         found = zarr.open(self._store, mode="r")
-        if not hasattr(found, "shape"):
-            found = found["0"]
-        self.array, self.shape, self.dtype = found, found.shape, found.dtype
-        self.unit = found.chunks
-
-    def read_into(self, where: Where, memory: Array, inside: Where) -> None:
-        """Decode a window into memory."""
-        from zarr.buffer.cpu import NDBuffer
-
-        self.array.get_basic_selection(where, out=NDBuffer.from_numpy_array(memory[inside]))
+        super().__init__(found if hasattr(found, "shape") else found["0"])
 
     def __del__(self) -> None:
         for one in ("_store", "_file"):  # Why: the series may be missing
@@ -455,14 +452,10 @@ def same(lazy: Any) -> Any:
     return lazy
 
 
-def file_token(path: str) -> Callable[[], Any]:
-    """Return the function that tells the identity of a file, which changes with its replacement."""
-
-    def token() -> Any:
-        try:
-            found = os.stat(path)
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
-
-    return token
+def file_token(path: str) -> Any:
+    """Return the identity of a file, which changes with its replacement; None without a file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size

@@ -7,11 +7,13 @@ An array is recognised by the module of its type. Nothing is imported for it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -19,13 +21,12 @@ import numpy as np
 from shmpar.errors import StoreError, summarize
 from shmpar.memory.locate import locate
 from shmpar.stores import formats
-from shmpar.stores.store import Part, Store
+from shmpar.stores.store import Part, Store, open_anew
 
 Array = np.ndarray[Any, Any]
 
 _MOST_VALUES: Final = 4 << 20
 _MOST_GRAPH: Final = 16 << 20  # Why more: the tasks of a large graph are no values
-_LIBRARIES: Final = frozenset({"zarr", "h5py", "dask", "xarray"})
 _HDF5_SUFFIXES: Final = (".h5", ".hdf5", ".hdf", ".he5", ".ims", ".nc", ".h5ad", ".mat")
 _PLUGINS: Final = ("hdf5plugin",)
 # A path of which `open` knows the format; other text is a value.
@@ -72,7 +73,8 @@ def open(  # noqa: A001 - the public name
 
     Notes
     -----
-    Cost: the file is opened once here, for its shape and dtype, and once per run in each worker.
+    Cost: the file is opened once here, for its shape and dtype, and once per run in each worker
+    that gets a chunk.
 
     Examples
     --------
@@ -133,7 +135,7 @@ def opened(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Store:
 
     Notes
     -----
-    Cost: one call here, for the shape and dtype, and one per run in each worker.
+    Cost: one call here, for the shape and dtype, and one per run in each worker that gets a chunk.
 
     Examples
     --------
@@ -149,12 +151,20 @@ def opened(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Store:
     """
     name = getattr(func, "__qualname__", None) or type(func).__name__
     where = f"{name}({', '.join(map(_brief, args))})"
-    return _store(_pickled(f"opened: {where}", func, *args, **kwargs), "opened", where)
+    opener = _pickled(f"opened: {where}", func, *args, **kwargs)
+    with _opening(where, "opened"):
+        array = open_anew(opener)
+    missing = [one for one in ("shape", "dtype", "__getitem__") if not hasattr(array, one)]
+    if missing and not hasattr(array, "read_into"):
+        raise TypeError(
+            f"{where} returned a {type(array).__name__}, which has no {missing[0]}; return an array"
+        )
+    return _store(opener, array, "opened", where)
 
 
 def _pickled(where: str, func: Callable[..., Any], *args: Any, **kwargs: Any) -> bytes:
     """Return the opener that calls a function with these arguments."""
-    import cloudpickle  # Why here: a worker that opens a zarr array needs none.
+    import cloudpickle  # Why here: a worker that opens a store needs none.
 
     try:
         return cloudpickle.dumps((func, args, kwargs), 5)  # type: ignore[no-any-return]
@@ -165,10 +175,26 @@ def _pickled(where: str, func: Callable[..., Any], *args: Any, **kwargs: Any) ->
         ) from error
 
 
-def _cannot_open(where: str, kind: str, error: Exception) -> StoreError:
-    failed = MissingStore if isinstance(error, FileNotFoundError) else StoreError
-    text = f"{where} ({kind}) cannot be opened: {summarize(error)}"
-    return failed(text, opener=kind, where=where)
+@contextlib.contextmanager
+def _opening(where: str, kind: str, *passes: type[Exception]) -> Iterator[None]:
+    """Turn the errors of a library into those of stores; let these types pass."""
+    unchanged: tuple[type[Exception], ...] = (StoreError, ImportError, *passes)
+    try:
+        yield
+    except unchanged:
+        raise
+    except Exception as error:
+        failed = MissingStore if isinstance(error, FileNotFoundError) else StoreError
+        text = f"{where} ({kind}) cannot be opened: {summarize(error)}"
+        raise failed(text, opener=kind, where=where) from error
+
+
+def _existing(path: str, kind: str, noun: str) -> str:
+    """Return the whole path of a file, or of a folder or an array in a zip file."""
+    path = formats.absolute(path)
+    if not os.path.exists(formats.archive_in(path) or path):
+        raise MissingStore(f"there is no such {noun}: {path}", opener=kind, where=path)
+    return path
 
 
 def _brief(value: Any) -> str:
@@ -176,20 +202,8 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004
 
 
-def _store(opener: bytes, kind: str, where: str, **more: Any) -> Store:
-    """Open an array here for its shape, dtype and unit."""
-    call, args, kwargs = pickle.loads(opener)
-    try:
-        array = call(*args, **kwargs)
-    except (StoreError, ImportError):
-        raise
-    except Exception as error:
-        raise _cannot_open(where, kind, error) from error
-    missing = [one for one in ("shape", "dtype", "__getitem__") if not hasattr(array, one)]
-    if missing and not hasattr(array, "read_into"):
-        raise TypeError(
-            f"{where} returned a {type(array).__name__}, which has no {missing[0]}; return an array"
-        )
+def _store(opener: bytes, array: Any, kind: str, where: str, **more: Any) -> Store:
+    """Return the store of an array that this process has opened."""
     held = getattr(array, "array", array)  # Why: the record of an open zarr array holds it
     place = formats.place_of_zarr(held) if hasattr(held, "store_path") else place_of_map(array)
     return Store(
@@ -217,10 +231,8 @@ def _unit_of(array: Any) -> tuple[int, ...] | None:
 
 def _opened_npy(path: str, mode: str, how: dict[str, Any]) -> Array:
     _takes(path, how, ())
-    try:
+    with _opening(path, "npy"):
         return np.load(path, mmap_mode=mode)  # type: ignore[arg-type,no-any-return]
-    except (OSError, ValueError) as error:
-        raise _cannot_open(path, "npy", error) from error
 
 
 def _takes(path: str, how: dict[str, Any], names: tuple[str, ...]) -> None:
@@ -232,41 +244,33 @@ def _takes(path: str, how: dict[str, Any], names: tuple[str, ...]) -> None:
 def _opened_zarr(path: str, mode: str, how: dict[str, Any]) -> Store:
     formats.library("zarr", path)
     if "://" not in path:
-        path = formats.absolute(path)
-        if not os.path.exists(formats.archive_in(path) or path):
-            raise MissingStore(f"there is no such zarr array: {path}", opener="zarr", where=path)
+        path = _existing(path, "zarr", "zarr array")
     try:
-        array = formats.open_zarr(path, "", mode, how).array
+        with _opening(path, "zarr", TypeError):
+            opened = formats.open_zarr(path, "", mode, how)
     except ImportError:
         if "://" in path:
             formats.library("fsspec", path)  # Why: its error names the extra.
         raise
-    except (StoreError, TypeError):
-        raise
-    except Exception as error:
-        raise _cannot_open(path, "zarr", error) from error
-    formats.check_zarr_store(array)
-    opener = pickle.dumps((formats.open_zarr, (path, "", mode, how), {}), 5)
-    return _store(opener, "zarr", path)
+    formats.check_zarr_store(opened.array)
+    opener = _pickled(path, formats.open_zarr, path, "", mode, how)
+    return _store(opener, opened, "zarr", path)
 
 
 def _opened_hdf5(path: str, name: str, mode: str, how: dict[str, Any]) -> Store | Array:
     formats.library("h5py", path)
-    path = formats.absolute(path)
-    if not os.path.exists(path):
-        raise MissingStore(f"there is no such HDF5 file: {path}", opener="hdf5", where=path)
-    try:
+    path = _existing(path, "hdf5", "HDF5 file")
+    with _opening(path, "hdf5", TypeError, ValueError):
         # Why with the lock: another process may have the file open for writing.
         found = formats.open_hdf5(path, name, {"locking": "best-effort", **how})
-    except (StoreError, ImportError):
-        raise
-    except OSError as error:
-        raise _cannot_open(path, "hdf5", error) from error
     mapped = formats.mapped_hdf5(found.dataset, mode)
     if mapped is not None:
         return mapped
     if mode != "r":
-        raise TypeError(_one_writer(f"{path}:{name}"))
+        raise TypeError(
+            f"{path}:{name}: an HDF5 file in chunks has one writer; write to a zarr array or a "
+            ".npy, or write the file yourself from run.completed()"
+        )
     return _hdf5_store(path, name, how, found)
 
 
@@ -288,52 +292,39 @@ def _hdf5_store(path: str, name: str, how: dict[str, Any], array: Any, user: Any
         )
     # Why: their import makes filters known to HDF5.
     plugins = [one for one in _PLUGINS if one in sys.modules]
-    opener = pickle.dumps((formats.open_hdf5, (path, name, how, plugins), {}), 5)
-    token, where = formats.file_token(path), f"{path}:{name}"
-    return Store(
-        opener, array.shape, array.dtype, array.unit, "hdf5", where, token=token, user=user
-    )
-
-
-def _one_writer(where: str) -> str:
-    return (
-        f"{where}: an HDF5 file in chunks has one writer; write to a zarr array or a .npy, or "
-        "write the file yourself from run.completed()"
-    )
+    where = f"{path}:{name}"
+    opener = _pickled(where, formats.open_hdf5, path, name, how, plugins)
+    return _store(opener, array, "hdf5", where, token=partial(formats.file_token, path), user=user)
 
 
 def _opened_tiff(path: str, mode: str, how: dict[str, Any]) -> Store | Array:
     tifffile = formats.library("tifffile", path)
     _takes(path, how, ("series", "level"))
-    path = formats.absolute(path)
-    if not os.path.exists(path):
-        raise MissingStore(f"there is no such TIFF file: {path}", opener="tiff", where=path)
+    path = _existing(path, "tiff", "TIFF file")
     series, level = how.get("series", 0), how.get("level", 0)
-    try:
+    # Why suppressed: the values are compressed, or in several runs.
+    with _opening(path, "tiff"), contextlib.suppress(ValueError):
         return tifffile.memmap(path, series=series, level=level, mode=mode)  # type: ignore[no-any-return]
-    except ValueError:  # Why: the values are compressed, or in several runs
-        if mode != "r":
-            raise TypeError(f"{path}: only an uncompressed TIFF can be written to") from None
-    except Exception as error:
-        raise _cannot_open(path, "tiff", error) from error
-    opener = pickle.dumps((formats.TiffArray, (path, series, level), {}), 5)
-    return _store(opener, "tiff", path, token=formats.file_token(path))
+    if mode != "r":
+        raise TypeError(f"{path}: only an uncompressed TIFF can be written to")
+    opener = _pickled(path, formats.TiffArray, path, series, level)
+    with _opening(path, "tiff"):
+        array = open_anew(opener)
+    return _store(opener, array, "tiff", path, token=partial(formats.file_token, path))
 
 
-def wrap(value: Any, *, write: bool = False) -> Any:
+def wrap(value: Any) -> Any:
     """Return the store of an array that lies in one; anything else as it is.
 
     Parameters
     ----------
     value : object
         A zarr array, an HDF5 dataset, a Dask array, an xarray object, or anything else.
-    write : bool
-        It is an output.
 
     Raises
     ------
     TypeError
-        For an array that no worker can open, or that has a single writer.
+        For an array that no worker can open.
     StoreError
         If the array is gone, or cannot be opened.
 
@@ -348,28 +339,38 @@ def wrap(value: Any, *, write: bool = False) -> Any:
             formats.same_process_file(path)  # which flushes the file
         return value
     if isinstance(value, os.PathLike) or (isinstance(value, str) and re.search(_SUFFIX, value)):
-        path = repr(os.fspath(value))
-        if os.path.isdir(value) and not re.search(_SUFFIX, os.fsdecode(value)):
-            raise TypeError(
-                f"a folder is no array: pass parallel_map the list of its files, as "
-                f"sorted(pathlib.Path({path}).glob('*.tif'))"
-            )
-        raise TypeError(
-            f"a path is no array: pass shmpar.open({path}), or kwargs={{'path': {path}}} where the "
-            "function opens it"
-        )
+        raise _no_array(value)
     for kind in type(value).__mro__:
-        library, name = kind.__module__.partition(".")[0], kind.__name__
-        if library in _LIBRARIES:
-            make = _WRAPPERS.get((library, name))
-            if make is not None:
-                return make(value, write)
-            if (library, name) in _GROUPS:
+        match kind.__module__.partition(".")[0], kind.__name__:
+            case "zarr", "Array":
+                return wrap_zarr(value)
+            case "h5py", "Dataset":
+                return _wrap_hdf5(value)
+            case "dask", "Array":
+                return _lazy(value, "dask", f"the Dask array {value.name}", value.chunksize)
+            case "xarray", "DataArray" | "Variable":
+                return _wrap_xarray(value)
+            case "zarr" | "h5py" | "xarray" as library, "Group" | "File" | "Dataset" as name:
                 raise TypeError(f"a {name} of {library} is no array; pass one of its arrays")
     return value
 
 
-def _wrap_zarr(array: Any, write: bool) -> Store:
+def _no_array(path: str | os.PathLike[Any]) -> TypeError:
+    """Return the error for a path as an input."""
+    text = repr(os.fspath(path))
+    if os.path.isdir(path) and not re.search(_SUFFIX, os.fsdecode(path)):
+        return TypeError(
+            f"a folder is no array: pass parallel_map the list of its files, as "
+            f"sorted(pathlib.Path({text}).glob('*.tif'))"
+        )
+    return TypeError(
+        f"a path is no array: pass shmpar.open({text}), or kwargs={{'path': {text}}} where the "
+        "function opens it"
+    )
+
+
+def wrap_zarr(array: Any, mode: str = "r") -> Store:
+    """Return the store of a zarr array, which workers open in this mode."""
     if not hasattr(array, "store_path"):
         raise TypeError("an array of zarr 2 has no store that workers can open; install zarr>=3")
     formats.check_zarr_store(array)
@@ -377,15 +378,11 @@ def _wrap_zarr(array: Any, write: bool) -> Store:
     where, how = str(place), {"zarr_format": array.metadata.zarr_format}
     if hasattr(array, "config"):  # the order in memory, and if chunks of the fill value are written
         how["config"] = array.config
-    if write and array.read_only:
-        raise ValueError(f"{where} was opened for reading alone; open it with mode='r+'")
-    mode = "r+" if write else "r"
     name = f"the zarr array {where} in a {type(place.store).__name__}"
     opener = _pickled(name, formats.open_zarr, place.store, place.path, mode, how)
-    formats.ZarrArray(array).check()
-    unit = array.shards or array.chunks
-    found = formats.place_of_zarr(array)
-    return Store(opener, array.shape, array.dtype, unit, "zarr", where, user=array, place=found)
+    opened = formats.ZarrArray(array)
+    opened.check()
+    return _store(opener, opened, "zarr", where, user=array)
 
 
 def _absolute(place: Any) -> Any:
@@ -414,29 +411,21 @@ def _check_hdf5(dataset: Any) -> None:
         )
 
 
-def _wrap_hdf5(dataset: Any, write: bool) -> Store | Array:
+def _wrap_hdf5(dataset: Any) -> Store | Array:
     _check_hdf5(dataset)
-    file = dataset.file
-    path, name, driver = formats.path_of_hdf5(file), dataset.name, file.driver
-    if driver != "ros3":
-        if not os.path.exists(path) or not formats.is_open_at(file.id, path):
-            raise StoreError(
-                f"the HDF5 file {path} was removed or replaced after it was opened; open it again",
-                opener="hdf5", where=path,
-            )  # fmt: skip
+    file, name = dataset.file, dataset.name
+    if file.driver == "ros3":
+        path, how = file.filename, {"driver": file.driver}
+    else:
+        path, how = formats.path_of_hdf5(file), {"swmr": True} if file.swmr_mode else {}
         if name is None:
             raise TypeError(f"a dataset of {path} has no name there, by which workers open it")
         if file.mode == "r+":
             file.flush()
-        mapped = formats.mapped_hdf5(dataset, "r+" if write else "r")
+        mapped = formats.mapped_hdf5(dataset)
         if mapped is not None:
             return mapped
-    if write:
-        raise TypeError(_one_writer(f"{path}:{name}"))
     _check_way(dataset, path)
-    how = {"swmr": True} if file.swmr_mode else {}
-    if driver == "ros3":
-        how, path = {"driver": driver}, file.filename
     return _hdf5_store(path, name, how, formats.Hdf5Array(dataset), user=dataset)
 
 
@@ -454,14 +443,8 @@ def _check_way(dataset: Any, path: str) -> None:
         )
 
 
-def _wrap_dask(array: Any, write: bool) -> Store:
-    return _lazy(array, "dask", f"the Dask array {array.name}", write, array.chunksize)
-
-
-def _wrap_xarray(value: Any, write: bool) -> Any:
+def _wrap_xarray(value: Any) -> Any:
     variable = getattr(value, "variable", value)
-    if write:
-        raise TypeError("an xarray object is no output: pass its data, or a zarr array")
     if getattr(variable, "_in_memory", True):
         return variable.values if hasattr(variable, "values") else variable
     if variable.chunks is not None:
@@ -471,12 +454,10 @@ def _wrap_xarray(value: Any, write: bool) -> Any:
     # Why: a backend may name the length of each chunk.
     lengths = tuple([max(one) if isinstance(one, tuple | list) else one for one in given])
     named = f"the lazy xarray variable {getattr(value, 'name', None) or ''}".rstrip()
-    return _lazy(variable, "xarray", named, write, lengths if unit else None)
+    return _lazy(variable, "xarray", named, lengths if unit else None)
 
 
-def _lazy(lazy: Any, kind: str, where: str, write: bool, unit: Any) -> Store:
-    if write:
-        raise TypeError(f"{where} is no output: pass a zarr array, or a .npy")
+def _lazy(lazy: Any, kind: str, where: str, unit: Any) -> Store:
     if np.isnan(np.asarray(lazy.shape, float)).any():
         raise TypeError(f"{where} has chunks of unknown length; call compute_chunk_sizes() first")
     import cloudpickle  # Why here: as in opened()
@@ -510,16 +491,3 @@ def _lazy(lazy: Any, kind: str, where: str, write: bool, unit: Any) -> Store:
 
 class _TooLarge(Exception):
     """A graph holds too many values."""
-
-
-_WRAPPERS: Final[dict[tuple[str, str], Callable[[Any, bool], Any]]] = {
-    ("zarr", "Array"): _wrap_zarr,
-    ("h5py", "Dataset"): _wrap_hdf5,
-    ("dask", "Array"): _wrap_dask,
-    ("xarray", "DataArray"): _wrap_xarray,
-    ("xarray", "Variable"): _wrap_xarray,
-    ("xarray", "IndexVariable"): _wrap_xarray,
-}
-_GROUPS: Final = frozenset(
-    {("zarr", "Group"), ("h5py", "Group"), ("h5py", "File"), ("xarray", "Dataset")}
-)

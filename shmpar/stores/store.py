@@ -9,7 +9,7 @@ Guarantees
 A block that is read has the same strides, relative to its neighbours, as a view of the whole array
 in memory: an axis that the block does not span has a gap. So a function adds the numbers in the
 same order, and its result is the same bit for bit.
-A store is opened once per run, thread and opener, and closed when the run ends.
+A worker opens a store once per run and opener, for its first chunk, and closes it at the end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import pickle
 import threading
 import time
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from math import prod
@@ -36,7 +35,6 @@ T = TypeVar("T")
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 
-_MOST_OPEN: Final = 8
 _PERMANENT: Final = frozenset(
     {
         errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EROFS,
@@ -71,40 +69,35 @@ class Traffic(threading.local):
 traffic = Traffic()
 
 
-class _Cache(threading.local):
-    """The arrays that this thread has opened, by opener; the last are kept."""
+class OpenStores:
+    """The arrays that a worker has opened for a run, by opener.
+
+    Why not those of the thread: a function that calls a verb has another worker in its thread.
+    """
 
     def __init__(self) -> None:
-        self.arrays: OrderedDict[bytes, Any] = OrderedDict()
-        self.bound = weakref.WeakSet[Any]()  # stores with these arrays
+        self._arrays: dict[bytes, Any] = {}
+        self._bound = weakref.WeakSet[Store]()
 
+    def bind(self, store: Store) -> Store:
+        """Return a store that shares its array with all that have the same opener."""
+        made = store.bound(self._arrays)
+        self._bound.add(made)
+        return made
 
-_cache = _Cache()
-
-
-def open_store(opener: bytes) -> Any:
-    """Return the array of an opener, opened once per thread; the last eight are kept."""
-    arrays = _cache.arrays
-    if opener not in arrays:
-        call, args, kwargs = pickle.loads(opener)
-        arrays[opener] = call(*args, **kwargs)
-        if len(arrays) > _MOST_OPEN:
-            arrays.popitem(last=False)
-    arrays.move_to_end(opener)
-    return arrays[opener]
-
-
-def drop_stores() -> bool:
-    """Forget the arrays that this thread has opened; return whether there were any.
-
-    They close with their last user.
-    """
-    found = bool(_cache.arrays)
-    if found:
-        _cache.arrays.clear()
-        for one in _cache.bound:  # Why: the traceback of a failed chunk holds them.
+    def drop(self) -> bool:
+        """Forget the arrays, which close with their last users; return whether there were any."""
+        found = bool(self._arrays)
+        self._arrays.clear()
+        for one in self._bound:  # Why: the traceback of a failed chunk holds them.
             one.forget()
-    return found
+        return found
+
+
+def open_anew(opener: bytes) -> Any:
+    """Return the array of an opener, opened anew."""
+    call, args, kwargs = pickle.loads(opener)
+    return call(*args, **kwargs)
 
 
 _OTHER_NAMES: Final = {
@@ -184,12 +177,14 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
         self.dtype: np.dtype[Any] = np.dtype(spell(np.dtype(dtype)))
         self.unit: Shape | None = None if unit is None else tuple(map(int, unit))
         self.kind, self.where = kind, where
+        self._name = f"{where} ({kind})"  # for messages
         self.retries = retries
         self.token = token  # it changes when the file is replaced
         self.user = user  # the object that the user gave
         self.place = place  # of a zarr array, however it was opened
         self.first_axis = 0  # of those of the array in the file
         self._stored: np.dtype[Any] = self.dtype
+        self._shared: dict[bytes, Any] | None = None
         self._array: Any = None
         self._token: Any = None
 
@@ -226,7 +221,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __getstate__(self) -> dict[str, Any]:
         # Why: the open array and the user's object belong to this process.
-        mine = {"token": None, "user": None, "_array": None, "_token": None}
+        mine = dict.fromkeys(("token", "user", "_array", "_token", "_shared"))
         return {**self.__dict__, **mine}
 
     def _copy(self, **changed: Any) -> Store:
@@ -305,51 +300,56 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
             array.check()
         self._copy(token=None).array  # noqa: B018 - it is opened anew
 
-    def bound(self) -> Store:
-        """Return this store with its array opened in this thread, for the length of a run.
+    def bound(self, shared: dict[bytes, Any]) -> Store:
+        """Return this store with an array that it looks for, and puts, among these."""
+        return self._copy(_shared=shared, token=None)
+
+    def open(self) -> None:
+        """Open the array, unless it is open.
 
         Raises
         ------
         StoreError
             If it cannot be opened, or has another shape or dtype by now.
         """
-        made = self._copy(_array=self._checked(lambda: open_store(self.opener)), token=None)
-        _cache.bound.add(made)
-        return made
+        self._transfer("open", (), lambda _array: None)
 
     def forget(self) -> None:
         """Drop the open array, which closes with its last user."""
         self._array = None
 
-    def _checked(self, opens: Callable[[], Any]) -> Any:
+    def _error(self, text: str, cause: BaseException | None = None) -> StoreError:
+        text += "" if cause is None else f": {summarize(cause)}"
+        errno = getattr(cause, "errno", None)
+        return StoreError(text, opener=self.kind, where=self.where, errno=errno)
+
+    def _opened(self) -> Any:
         """Open the array, and compare it with the record of it."""
+        arrays = {} if self._shared is None else self._shared
         try:
-            array = self._tried(lambda: _known(opens()))
+            array = arrays.get(self.opener)
+            if array is None or _is_closed(array):
+                array = arrays[self.opener] = self._tried(lambda: _known(open_anew(self.opener)))
             shape, dtype = tuple(map(int, array.shape)), np.dtype(array.dtype)
         except StoreError:
             raise
-        except Exception as error:
-            raise StoreError(
-                f"{self.where} ({self.kind}) cannot be opened: {summarize(error)}",
-                opener=self.kind, where=self.where, errno=getattr(error, "errno", None),
-            ) from error  # fmt: skip
+        except (Exception, SystemExit) as error:
+            raise self._error(f"{self._name} cannot be opened", error) from error
         due = self._in_file(self.shape)
         # Why without the order of bytes: zarr's third format does not keep it.
         if shape != due or dtype.newbyteorder("=") != self._stored.newbyteorder("="):
-            raise StoreError(
-                f"{self.where} ({self.kind}) has changed: it has shape {shape} and dtype {dtype}, "
-                f"but had {due} and {self._stored} before; open it anew",
-                opener=self.kind, where=self.where,
-            )  # fmt: skip
+            raise self._error(
+                f"{self._name} has changed: it has shape {shape} and dtype {dtype}, but had "
+                f"{due} and {self._stored} before; open it anew"
+            )
         of_units = None if self.unit is None else self._in_file(self.unit)
         read_only = getattr(array, "read_only", True)
         unit = of_units if read_only else getattr(array, "unit", of_units)
         if unit != of_units:  # Why: the check of one writer per unit was for other units
-            raise StoreError(
-                f"{self.where} ({self.kind}) has changed: it is stored {unit} elements at a time, "
-                f"but was {of_units} before; open it anew",
-                opener=self.kind, where=self.where,
-            )  # fmt: skip
+            raise self._error(
+                f"{self._name} has changed: it is stored {unit} elements at a time, but was "
+                f"{of_units} before; open it anew"
+            )
         return array
 
     @property
@@ -358,9 +358,8 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
         token = None if self.token is None else self.token()
         array = self._array
         if array is None or token != self._token or _is_closed(array):
-            call, args, kwargs = pickle.loads(self.opener)
             self._array = array = None  # Why: the old file is closed first
-            array = self._checked(lambda: call(*args, **kwargs))
+            array = self._opened()
             self._array, self._token = array, token
         return array  # Why not the attribute: another thread may open it anew.
 
@@ -372,10 +371,8 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
     def __getitem__(self, key: Any) -> Array:
         where, finish = _slices(key, self.shape)
         window = self._in_file(where)
-        began = time.perf_counter()
         block: Array = self._transfer("read", window, lambda array: self._read(array, window))
         traffic.read += block.nbytes
-        traffic.seconds += time.perf_counter() - began
         block = np.moveaxis(block, self.first_axis, 0) if self.first_axis else block
         block = block if self.dtype is self._stored else block.view(self.dtype)
         block.flags.writeable = False
@@ -383,7 +380,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
 
     def _read(self, array: Any, where: tuple[slice, ...]) -> Array:
         """Read a window into new memory that has the gaps of a view."""
-        lengths = tuple([one.stop - one.start for one in where])
+        lengths = tuple([len(range(one.start, one.stop, one.step or 1)) for one in where])
         direct = hasattr(array, "read_into")
         order: Any = getattr(array, "order", "C") if direct else "C"
         outer = len(lengths) - 1 if order == "F" else 0
@@ -397,33 +394,29 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
             array.read_into(where, memory, inside)
         if direct or not block.size:
             return memory.astype(self._stored, copy=False)[inside or ...]
-        found = array[where or ...]
+        # Why no steps: an array of the user need not take them.
+        window = tuple([slice(one.start, one.stop) for one in where])
+        found = array[window or ...]
         if hasattr(found, "compute"):  # Why: the threads of Dask would compete with the workers.
             found = found.compute(scheduler="synchronous")
         if is_masked(found) and np.ma.is_masked(found):  # Why not any: netCDF4 masks nothing too.
-            raise StoreError(
-                f"{self.where} ({self.kind}) has masked values in a window, and a block would lose "
-                "its mask; let it return plain values, as values.filled(0), and pass the mask as "
-                "a second input",
-                opener=self.kind, where=self.where,
-            )  # fmt: skip
+            raise self._error(
+                f"{self._name} has masked values in a window, and a block would lose its mask; let "
+                "it return plain values, as values.filled(0), and pass the mask as a second input"
+            )
         if (lost := loses(found)) is not None:
-            raise StoreError(
-                f"a window of {self.where} ({self.kind}) would lose {lost}",
-                opener=self.kind, where=self.where,
-            )  # fmt: skip
-        found = np.asarray(found)
+            raise self._error(f"a window of {self._name} would lose {lost}")
+        found = np.asarray(found)[tuple([slice(None, None, one.step) for one in where])]
         if found.shape != lengths or found.dtype.newbyteorder("=") != block.dtype.newbyteorder("="):
-            raise StoreError(
-                f"a window of {self.where} ({self.kind}) has shape {found.shape} and dtype "
-                f"{found.dtype}, where {lengths} and {self._stored} are due: the array has changed "
-                "under the run, or tells another shape or dtype than it has",
-                opener=self.kind, where=self.where,
-            )  # fmt: skip
+            raise self._error(
+                f"a window of {self._name} has shape {found.shape} and dtype {found.dtype}, where "
+                f"{lengths} and {self._stored} are due: the array has changed under the run, or "
+                "tells another shape or dtype than it has"
+            )
         block[...] = found
         return block
 
-    def near(self, sources: Sequence[Sequence[Any]]) -> Any:
+    def near(self, sources: Sequence[Sequence[Any]]) -> Pieces:
         """Read the neighbourhood of a window, each element once.
 
         Parameters
@@ -433,14 +426,20 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
 
         Returns
         -------
-        Part or Pieces
+        Pieces
             The values, in the coordinates of the store.
         """
-        return Pieces.read(self, [_runs(one) for one in sources])
+        runs = [_runs(one) for one in sources]
+        parts = {}
+        for numbers in product(*[range(len(one)) for one in runs]):
+            spans = [one[k] for one, k in zip(runs, numbers, strict=True)]
+            block = self[tuple([slice(*span) for span in spans])]
+            parts[numbers] = Part(block, [low for low, _ in spans], self.shape)
+        return Pieces(parts, runs)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         where, finish = _slices(key, self.shape)
-        if finish is not None and any(one.step for one in finish if isinstance(one, slice)):
+        if any(one.step for one in (*where, *(finish or ())) if isinstance(one, slice)):
             raise IndexError(f"{self.where}: a store is written by slices of step 1, not {key}")
         if self.first_axis or self.dtype is not self._stored:
             raise TypeError(f"{self!r} is a view of a store, which is not written to")
@@ -450,27 +449,25 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
             kept = [n for n, one in zip(lengths, finish, strict=True) if isinstance(one, slice)]
             values = np.broadcast_to(values, kept)
         values = values.reshape(lengths) if finish else np.broadcast_to(values, lengths)
-        began = time.perf_counter()
 
         def write(array: Any) -> None:
             array[where or ...] = values
 
         self._transfer("write", where, write)
         traffic.written += prod(lengths) * self.itemsize
-        traffic.seconds += time.perf_counter() - began
 
     def _transfer(self, verb: str, where: tuple[slice, ...], use: Callable[[Any], Any]) -> Any:
-        """Read or write a window."""
+        """Open the array, or read or write a window of it."""
+        began = time.perf_counter()
         try:
             return self._tried(lambda: use(self.array))
         except ShmparError:
             raise
         except Exception as error:
             window = ", ".join([f"{one.start}:{one.stop}" for one in where])
-            raise StoreError(
-                f"cannot {verb} [{window}] of {self.where} ({self.kind}): {summarize(error)}",
-                opener=self.kind, where=self.where, errno=getattr(error, "errno", None),
-            ) from error  # fmt: skip
+            raise self._error(f"cannot {verb} [{window}] of {self._name}", error) from error
+        finally:
+            traffic.seconds += time.perf_counter() - began
 
     def _tried(self, call: Callable[[], Any]) -> Any:
         """Make a call, several times if the fault may pass."""
@@ -517,41 +514,38 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _slices(key: Any, shape: Shape) -> tuple[tuple[slice, ...], tuple[Any, ...] | None]:
-    """Split a key into slices of step 1, and the index of their window that gives the result.
+    """Split a key into slices of positive step, and the index of their window that is the result.
 
-    The index is None where the window is the result.
+    A step of 1 is None. The index is None where the window is the result.
     """
     keys = list(key) if isinstance(key, tuple) else [key]
-    if sum(one is Ellipsis for one in keys) > 1:
+    dots = [place for place, one in enumerate(keys) if one is Ellipsis]
+    if len(dots) > 1:
         raise IndexError("an index can have one ellipsis")
-    if Ellipsis not in [one if one is Ellipsis else None for one in keys]:
-        keys.append(Ellipsis)
-    if len(keys) - 1 > len(shape):
-        raise IndexError(f"{len(keys) - 1} indices for a store of shape {shape}")
-    place = next(k for k, one in enumerate(keys) if one is Ellipsis)
-    keys[place : place + 1] = [slice(None)] * (len(shape) - len(keys) + 1)
+    missing = len(shape) - len(keys) + len(dots)
+    if missing < 0:
+        raise IndexError(f"{len(keys) - len(dots)} indices for a store of shape {shape}")
+    place = dots[0] if dots else len(keys)
+    keys[place : place + 1] = [slice(None)] * missing
     where: list[slice] = []
     finish: list[Any] = []
-    whole = True
     for axis, (one, size) in enumerate(zip(keys, shape, strict=True)):
         if isinstance(one, slice):
-            steps = range(*one.indices(size))
-            low, high = (min(steps), max(steps) + 1) if steps else (0, 0)
-            where.append(slice(low, high))
-            finish.append(slice(None, None, None if steps.step == 1 else steps.step))
-            whole &= steps.step == 1
+            steps = range(*one.indices(size)) or range(0)
+            finish.append(slice(None, None, None if steps.step > 0 else -1))
+            steps = steps if steps.step > 0 else steps[::-1]
+            last = steps[-1] if steps else -1
+            where.append(slice(steps.start, last + 1, None if steps.step == 1 else steps.step))
         elif isinstance(one, int | np.integer) and not isinstance(one, bool):
             index = int(one) + (size if one < 0 else 0)
             if not 0 <= index < size:
                 raise IndexError(f"index {one} is out of bounds for axis {axis} of size {size}")
             where.append(slice(index, index + 1))
             finish.append(0)
-            whole = False
         else:
             raise IndexError(f"a store takes slices and ints, not {type(one).__name__}")
-    if whole:
-        return tuple(where), None
-    return tuple(where), tuple(finish)
+    is_window = all(one == slice(None) for one in finish)
+    return tuple(where), None if is_window else tuple(finish)
 
 
 class Part:
@@ -605,11 +599,6 @@ class Part:
     def nbytes(self) -> int:
         """Bytes of the window."""
         return self.array.nbytes
-
-    @property
-    def flags(self) -> Any:
-        """Flags of the window."""
-        return self.array.flags
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -681,16 +670,6 @@ class Pieces:
         self._parts, self._runs = parts, runs
         self.array = next(iter(parts.values())).array
 
-    @classmethod
-    def read(cls, store: Store, runs: list[list[tuple[int, int]]]) -> Part | Pieces:
-        """Read the runs along each axis."""
-        parts = {}
-        for numbers in product(*[range(len(one)) for one in runs]):
-            spans = [one[k] for one, k in zip(runs, numbers, strict=True)]
-            block = store[tuple([slice(*span) for span in spans])]
-            parts[numbers] = Part(block, [low for low, _ in spans], store.shape)
-        return next(iter(parts.values())) if len(parts) == 1 else cls(parts, runs)
-
     def __getitem__(self, key: tuple[Any, ...]) -> Any:
         numbers = []
         for one, runs in zip(key, self._runs, strict=True):
@@ -714,7 +693,9 @@ class StoreRows:
         row = max(1, store.nbytes // max(1, len(store)))
         unit = 1 if store.unit is None else store.unit[0]
         self.band = max(1, min(unit, _BAND_BYTES // row))
-        self._start, self._block = 0, store[:0]
+        self._start = 0
+        self._block: Any = ()
+        self.open = store.open
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -723,7 +704,7 @@ class StoreRows:
         place = row - self._start
         if not 0 <= place < len(self._block):
             self._start = row - row % self.band
-            self._block = self._store[:0]  # Why: the memory of the old band is free first
+            self._block = ()  # Why: the memory of the old band is free first
             self._block = self._store[self._start : self._start + self.band]
             place = row - self._start
         return self._block[place]

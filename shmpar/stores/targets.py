@@ -2,7 +2,9 @@
 
 Guarantees
 ----------
-A new zarr array has the chunks of the grid, so that each unit has one writer.
+No two chunks of a call write into one unit of a store, and a new zarr array has the chunks of the
+grid. Why: a store writes a unit as a whole. Two workers that write parts of the same unit each read
+the old unit, and the later write restores the old part of the other worker.
 An object that loses the writes of other processes (a dict, memory of this process) is refused
 before anything starts. So is an object with a single writer (a zip file, a chunked HDF5 dataset).
 """
@@ -11,22 +13,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
+from math import gcd, prod
 from typing import Any
 
 import numpy as np
 
-from shmpar.errors import StoreError, summarize
+from shmpar.errors import StoreError, format_count, summarize
+from shmpar.grid import Axis
 from shmpar.memory.locate import locate
-from shmpar.plan import Plan
+from shmpar.plan import Along, InBlocks, Plan
 from shmpar.stores import formats
-from shmpar.stores.recognise import place_of_map, wrap
+from shmpar.stores.recognise import place_of_map, wrap, wrap_zarr
 from shmpar.stores.store import Store
-from shmpar.stores.units import units_for
 
 Array = np.ndarray[Any, Any]
 _ONE_WRITER = "an HDF5 file has one writer; use zarr or .npy, or write run.completed() yourself"
 _LOST = "lies in the memory of each process, so the writes would be lost"
+_READ_ONLY = "is read-only; open it with mode='r+'"
 _SUFFIX = ".zarr"
+_MAX_PIECES = 1_000  # units of a new store within one chunk
 
 
 class Target:
@@ -95,18 +101,21 @@ def _check_zarr(where: str, array: Any) -> None:
     """Raise an error for a zarr array that several processes cannot write to."""
     if type(formats.innermost(array.store)).__name__ == "ZipStore":
         raise TypeError(f"{where} is a zip file, which has one writer; use a folder")
-    if array.dtype.hasobject or array.dtype.kind == "T":
-        raise TypeError(f"{where} has dtype {array.dtype}, which workers cannot write")
+    _check_dtype(where, array.dtype)
     if array.read_only:
-        raise ValueError(f"{where} is read-only; open it with mode='r+'")
+        raise ValueError(f"{where} {_READ_ONLY}")
+
+
+def _check_dtype(where: str, dtype: np.dtype[Any]) -> None:
+    if dtype.hasobject or dtype.kind == "T":
+        raise TypeError(f"{where} has dtype {dtype}, which workers cannot write")
 
 
 def _wrapped(verb: str, array: Any) -> Store:
     try:
-        store: Store = wrap(array, write=True)
+        return wrap_zarr(array, "r+")
     except (TypeError, ValueError) as error:
         raise type(error)(f"{verb}: out=: {error}") from None
-    return store
 
 
 def _checked(verb: str, store: Store) -> Store:
@@ -127,12 +136,11 @@ def _checked(verb: str, store: Store) -> Store:
         if formats.lies_in_memory(array):
             raise TypeError(f"{where} {_LOST}")
         return store
-    if store.dtype.hasobject or store.dtype.kind == "T":
-        raise TypeError(f"{where} has dtype {store.dtype}, which workers cannot write")
+    _check_dtype(where, store.dtype)
     if isinstance(array, np.ndarray) and locate(array) is None and array.flags.writeable:
         raise TypeError(f"{where} {_LOST}")
     if not getattr(getattr(array, "flags", None), "writeable", hasattr(array, "__setitem__")):
-        raise ValueError(f"{where} is read-only; open it with mode='r+'")
+        raise ValueError(f"{where} {_READ_ONLY}")
     return store
 
 
@@ -176,24 +184,22 @@ class ZarrPath:
                 "be lost; use a folder"
             )
         path = path.removeprefix("file://")  # Why: a file system of fsspec makes no folders.
-        self.path = path if "://" in path else formats.absolute(path)
+        is_local = "://" not in path
+        parts = (formats.absolute(path) if is_local else path).split("/")
+        end = 1 + next(k for k, part in enumerate(parts) if part.endswith(_SUFFIX))
+        # The path of the outermost group or array, and the name of the array in it.
+        self._root, self._name = "/".join(parts[:end]), "/".join(parts[end:]).strip("/")
+        if is_local and os.path.islink(self._root):  # Why: it may lead to no folder yet.
+            self._root = os.path.realpath(self._root)
+        self.path = "/".join([self._root, self._name][: 1 + bool(self._name)])
         self.array: Store | None = None
         self.plan: Plan | None = None
         self.keeps_partial = False
         self._retries = 2
-        if "://" in path:
-            return
-        root = self._root()
-        if not os.path.isdir(os.path.dirname(root)):
+        if is_local and not os.path.isdir(os.path.dirname(self._root)):
             raise ValueError(f"{self._where}: its folder does not exist")
-        if os.path.isfile(root) or os.path.isfile(self.path):
+        if is_local and (os.path.isfile(self._root) or os.path.isfile(self.path)):
             raise ValueError(f"{self._where} is a file, and no folder of zarr")
-
-    def _root(self) -> str:
-        """Return the path of the outermost group or array, which ends in ``.zarr``."""
-        parts = self.path.split("/")
-        last = next(k for k, part in enumerate(parts) if part.endswith(_SUFFIX))
-        return "/".join(parts[: last + 1])
 
     def with_retries(self, retries: int) -> ZarrPath:
         """Set the number of attempts after a fault that may pass; return this path."""
@@ -206,14 +212,11 @@ class ZarrPath:
 
         assert self.plan is not None, "the call sets it"
         units = units_for(self.plan, shape, self.path)
-        root = self._root()
-        name = self.path[len(root) :].strip("/") or None
-        version = _format(root)
+        version = _format(self._root)
         formats.check_fields(dtype, version or 3, self.path)
-        found = zarr.create_array(
-            root, name=name, shape=shape, dtype=dtype, chunks=units, zarr_format=version
-        )
-        self.array = wrap(found, write=True).with_retries(self._retries)
+        name, how = self._name or None, {"chunks": units, "zarr_format": version}
+        found = zarr.create_array(self._root, name=name, shape=shape, dtype=dtype, **how)
+        self.array = wrap_zarr(found, "r+").with_retries(self._retries)
         return self.array
 
     def reopen(self) -> Store | None:
@@ -235,7 +238,7 @@ class ZarrPath:
                     f"it, as in 'x.zarr/0', or pass another path ({summarize(error)})"
                 ) from None
             return None
-        self.array = wrap(found, write=True).with_retries(self._retries)
+        self.array = wrap_zarr(found, "r+").with_retries(self._retries)
         return self.array
 
     def publish(self) -> Any:
@@ -300,8 +303,9 @@ def map_dataset(verb: str, dataset: Any) -> Array:
         raise TypeError(f"{where}: a file of the driver {file.driver!r} cannot be mapped")
     if file.mode != "r+":
         raise ValueError(f"{where} is read-only; open the file with mode 'r+'")
-    if dataset.dtype.hasobject:
-        raise TypeError(f"{where} has dtype {dataset.dtype}, which workers cannot write")
+    _check_dtype(where, dataset.dtype)
+    if dataset.shape is None:
+        raise TypeError(f"{where} has no values")
     if not dataset.size:
         return np.empty(dataset.shape, dataset.dtype)
     if formats.place_of_hdf5(dataset) is None and formats.may_get_place(dataset):
@@ -312,8 +316,9 @@ def map_dataset(verb: str, dataset: Any) -> Array:
             f"{where} is not one run of bytes in its file, with its values as in memory, so "
             f"workers cannot map it; {_ONE_WRITER}"
         )
-    found: Array = wrap(dataset, write=True)
-    return found
+    mapped = formats.mapped_hdf5(dataset, "r+")
+    assert mapped is not None, "it has a place in the file"
+    return mapped
 
 
 def refresh_dataset(dataset: Any, values: Array) -> None:
@@ -329,3 +334,102 @@ def refresh_dataset(dataset: Any, values: Array) -> None:
         return
     for place in (0, -1):
         dataset[(place % dataset.shape[0], *[place % n for n in dataset.shape[1:]])]
+
+
+# Units
+
+
+def output_cuts(plan: Plan, ndim: int) -> list[Axis | None]:
+    """Return the chunks along each axis of an output; None for an axis that every chunk spans.
+
+    Examples
+    --------
+    >>> from shmpar.grid import Grid
+    >>> from shmpar.plan import PerChunk
+    >>> output_cuts(Plan("block_reduce", Grid.cut((10,), (4,)), (), PerChunk()), 2)
+    [Axis(size=3, step=1, count=3, edges=None), None]
+    """
+    grid, placement = plan.grid, plan.placement
+    if isinstance(placement, InBlocks):
+        return list(placement.cuts)
+    if isinstance(placement, Along):
+        before, after = grid.axes[: placement.axis], grid.axes[placement.axis + 1 :]
+        return [*before, *[None] * (ndim - grid.ndim + 1), *after]
+    places = [Axis.regular(count, 1) for count in grid.numblocks]
+    return [*places, *[None] * (ndim - grid.ndim)]
+
+
+def check_one_writer(
+    plan: Plan, shape: Sequence[int], unit: Sequence[int] | None, where: str
+) -> None:
+    """Raise ``ValueError`` if two chunks would write into one unit of an output store.
+
+    Parameters
+    ----------
+    plan : Plan
+        The call.
+    shape : sequence of int
+        Shape of the output.
+    unit : sequence of int or None
+        Elements along each axis that the store writes at once; None for single elements.
+    where : str
+        Name of the store, for the message.
+    """
+    if unit is None or not prod(shape):
+        return
+    for axis, (cut, length) in enumerate(zip(output_cuts(plan, len(shape)), unit, strict=True)):
+        edge = None if cut is None else _edge_inside(cut, length)
+        if edge is not None:
+            raise ValueError(
+                f"{plan.verb}: out= ({where}) is stored {length} elements at a time along axis "
+                f"{axis}, and a chunk ends at {edge}: two workers would write into one piece of "
+                f"the store, and one of the two writes would be lost; "
+                f"{_remedy(plan, axis, length)}"
+            )
+
+
+def _edge_inside(cut: Axis, unit: int) -> int | None:
+    """Return the first edge between two chunks that lies inside of a unit; None without one."""
+    edges = cut.edges[1:-1] if cut.edges else (cut.step,) * (cut.count > 1)
+    return next((edge for edge in edges if edge % unit), None)
+
+
+def _remedy(plan: Plan, axis: int, unit: int) -> str:
+    if not isinstance(plan.placement, InBlocks):
+        made = f"make the store with chunks of 1 element along axis {axis}"
+        if plan.verb == "parallel_map":
+            return f"{made}, or call map_blocks with chunks= a multiple of {unit} there"
+        return f"{made}, since a chunk of {plan.verb} has 1 element there"
+    source, cut = plan.placement.axes[axis], plan.placement.cuts[axis]
+    if source is None or cut == plan.grid.axes[source]:
+        along = "there" if source in {None, axis} else f"along axis {source} of the input"
+        return f"pass chunks= a multiple of {unit} {along}"
+    return (
+        f"pass chunks= and out_chunks= so that each block of the result has a multiple of {unit} "
+        "elements there"
+    )
+
+
+def units_for(plan: Plan, shape: Sequence[int], where: str) -> tuple[int, ...]:
+    """Return the units of a new store: as long as the chunks, so that each has one writer.
+
+    Raises
+    ------
+    ValueError
+        If the lengths of chunks have so small a common divisor that a chunk would have very many
+        units.
+    """
+    units, pieces = [], 1
+    for axis, (cut, size) in enumerate(zip(output_cuts(plan, len(shape)), shape, strict=True)):
+        edges = () if cut is None or cut.edges is None else cut.edges[1:-1]
+        unit = gcd(*edges) if edges else size if cut is None else cut.step
+        pieces *= -(-cut.step // unit) if edges and cut is not None else 1
+        if pieces > _MAX_PIECES:
+            raise ValueError(
+                f"{plan.verb}: out={where!r} would be stored {unit} elements at a time along axis "
+                f"{axis}, since the lengths of chunks= have no larger common divisor, which makes "
+                f"more than {format_count(_MAX_PIECES, 'piece')} per chunk; pass chunks= of one "
+                "length there, or a store of your own"
+            )
+        units.append(max(1, unit))
+    return tuple(units)

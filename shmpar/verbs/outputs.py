@@ -19,8 +19,14 @@ from shmpar.memory.locate import locate
 from shmpar.plan import Announcement, Argument, Blocks, InBlocks, Output, Plan, Rows, Whole
 from shmpar.runtime.outputs import Given, NewFile, NpyFile
 from shmpar.stores.store import Store, has_axes_of
-from shmpar.stores.targets import Target, ZarrPath, find_target, is_handle, is_same_store
-from shmpar.stores.units import check_one_writer
+from shmpar.stores.targets import (
+    Target,
+    ZarrPath,
+    check_one_writer,
+    find_target,
+    is_handle,
+    is_same_store,
+)
 from shmpar.verbs.arguments import Axes, Inputs
 from shmpar.verbs.labels import BlockLabels
 from shmpar.worker.environment import in_worker

@@ -34,7 +34,7 @@ from shmpar.plan import (
     ResultsFile,
     Rows,
 )
-from shmpar.stores.store import Store, StoreRows
+from shmpar.stores.store import OpenStores, Store, StoreRows
 from shmpar.worker.environment import exit_if_forked, revoke
 from shmpar.worker.store import (
     Reserve,
@@ -59,22 +59,21 @@ Info = dict[int | None, dict[str, Any]]
 _SMALL_OUTPUT = 4 * 1024  # Why: copying fewer bytes is faster than the set-up of direct writes.
 
 
-def bind_inputs(plan: Plan, inputs: Sequence[Any], bind: Callable[[Any], Any]) -> list[Any]:
-    """Return the inputs of a run in the memory of this worker, with its stores open.
+def bind_inputs(
+    plan: Plan, inputs: Sequence[Any], bind: Callable[[Any], Any], stores: OpenStores
+) -> list[Any]:
+    """Return the inputs of a run in the memory of this worker; its stores are not open yet.
 
     Parameters
     ----------
     bind : callable
         Returns the array of an input in memory, or a part, protected from writes.
-
-    Raises
-    ------
-    StoreError
-        If a store cannot be opened.
+    stores : OpenStores
+        Those of the worker.
     """
     rows = {one.array for one in plan.arguments if isinstance(one, Rows)}
     return [
-        (StoreRows(one.bound()) if number in rows else one.bound())
+        (StoreRows(stores.bind(one)) if number in rows else stores.bind(one))
         if isinstance(one, Store)
         else bind(one)
         for number, one in enumerate(inputs)

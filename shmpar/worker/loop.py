@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from time import monotonic_ns, perf_counter
 from typing import Any
 
+from shmpar.errors import StoreError
 from shmpar.ipc.ledger import CURSOR, DONE, FAILED, FIRST, GENERATION, JOINED, LAST, SINCE, WAITED
-from shmpar.stores.store import StoreRows
+from shmpar.stores.store import Store, StoreRows
 from shmpar.worker.compute import Abandoned, Assignment, Channel, Chunks, Compute, ComputeRange
 from shmpar.worker.environment import exit_if_forked, inside_worker
 
@@ -177,6 +178,7 @@ def _run_claim(
     ticket, failed = first, []
     slot[SINCE] = monotonic_ns()
     slot[LAST] = last
+    _open_stores(assignment, channel, last - first)
     while ticket < last:
         try:
             compute_range(ticket, last)
@@ -205,6 +207,24 @@ def _run_claim(
     if assignment.reports:
         channel.finished(assignment.generation, first, ticket)
     slot[CURSOR] = last
+
+
+def _open_stores(assignment: Assignment, channel: Channel, tickets: int) -> None:
+    """Open the stores of a run, if a claim of so many tickets is the first one.
+
+    Why here: ``task_timeout`` and the blame for a death hold for the first chunk of the claim, and
+    a worker that comes too late for a claim opens nothing.
+    """
+    if assignment.claimed > tickets:
+        return
+    try:
+        for one in (*assignment.arrays, *(assignment.outputs or ())):
+            if isinstance(one, Store | StoreRows):
+                one.open()
+    except StoreError as error:
+        exit_if_forked(error)
+        channel.reject(error)
+        raise Abandoned from error
 
 
 def _report(assignment: Assignment, channel: Channel, chunk: int, error: BaseException) -> None:

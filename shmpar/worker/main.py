@@ -51,7 +51,7 @@ from shmpar.memory.system import keep_freed_blocks, return_freed_blocks
 from shmpar.pickling.plain import pack_plain
 from shmpar.pickling.unpack import namespaces, unpack
 from shmpar.plan import Announcement, Function, ResultError
-from shmpar.stores.store import Part, Store, drop_stores, traffic
+from shmpar.stores.store import OpenStores, Part, Store, traffic
 from shmpar.worker import items, logs, loop
 from shmpar.worker.compute import Abandoned, Assignment, bind_inputs
 from shmpar.worker.environment import (
@@ -239,6 +239,8 @@ class WorkerProcess:
     function : tuple of (bytes, Function)
         The latest payload and its function, if it is stateless. Any other payload replaces it,
         since another payload may set globals of the function's module.
+    stores : OpenStores
+        Those of the run in progress.
     """
 
     def __init__(self, wire: Wire, number: int) -> None:
@@ -253,6 +255,7 @@ class WorkerProcess:
         self.plan: tuple[bytes, Any] = (b"", None)
         self.function: tuple[bytes, Any] = (b"", None)
         self.calls: Tickets | None = None
+        self.stores = OpenStores()
         self._ticket = 0  # of the latest call
         items.is_stopped = self._is_stopped
         self._environment_ahead: Environment | None = None  # of a call that was withdrawn
@@ -426,7 +429,7 @@ class WorkerProcess:
         finally:
             if private:
                 namespaces.forget(private)
-            if drop_stores():
+            if self.stores.drop():
                 return_freed_blocks()
         self.send(end)
 
@@ -461,7 +464,9 @@ class WorkerProcess:
         return Assignment(
             plan=self.plan[1],
             function=function,
-            arrays=bind_inputs(self.plan[1], work.arrays, lambda one: self._input(one, work)),
+            arrays=bind_inputs(
+                self.plan[1], work.arrays, lambda one: self._input(one, work), self.stores
+            ),
             outputs=None if outputs is None else [self.output(one) for one in outputs],
             is_tuple=work.is_tuple,
             tickets=tickets,
@@ -515,7 +520,7 @@ class WorkerProcess:
         """Return the array, the part or the store that lies at a reference, writable."""
         if isinstance(reference, Store):
             keep_freed_blocks(_KEPT_BESIDE_STORES)
-            return reference.bound()
+            return self.stores.bind(reference)
         if isinstance(reference, protocol.PartReference):
             return Part(self.output(reference.memory), *reference[1:])
         key, offset, shape, strides, dtype = reference

@@ -75,13 +75,12 @@ def as_arrays(plan: Plan, value: Any, is_tuple: bool | None) -> tuple[Array, ...
     if plan.dtypes is not None and len(parts) != len(plan.dtypes):
         due = f"out= or dtype= declares {len(plan.dtypes)}"
         raise _returned(f"{format_count(len(parts), 'output')}, but {due}")
-    if plan.dtypes is None:
-        return tuple([_as_array(part) for part in parts])
     # Why: a Python int may be too large for NumPy's own choice, but not for the declared dtype.
+    pairs = zip(parts, plan.dtypes or (None,) * len(parts), strict=True)
     return tuple(
         [
             _as_array(part) if dtype is None else _convert(part, dtype, declared=True)
-            for part, dtype in zip(parts, plan.dtypes, strict=True)
+            for part, dtype in pairs
         ]
     )
 
@@ -241,20 +240,20 @@ def _write_outside(
     plan: Plan, output: Store, declared: bool, number: int, written: dict[int, Array] | None
 ) -> StoreResult:
     """Return the function that writes a result to an output outside memory."""
-    dtype, shape = output.dtype, output.shape
-    window_of = plan.placement.windows(plan.grid, shape)
+    dtype, window_of = output.dtype, plan.placement.windows(plan.grid, output.shape)
+    like = np.broadcast_to(np.empty((), dtype), output.shape)  # takes the memory of one element
 
     def store(chunk: int, value: Any) -> None:
         if type(value) is not np.ndarray:
             value = _convert(value, dtype, declared)
         where = window_of(chunk)
-        due = _lengths(where, shape)
-        if value.shape != due:
-            raise ResultError(_explain_shape(plan, chunk, value, np.empty(due, "V0")))
+        window = like[(*where, ...)]
+        if value.shape != window.shape:
+            raise ResultError(_explain_shape(plan, chunk, value, window))
         if value.dtype != dtype:
-            window = np.empty(due, dtype)
-            _cast_into(window, _as_array(value), declared)
-            value = window
+            cast = np.empty(window.shape, dtype)
+            _cast_into(cast, _as_array(value), declared)
+            value = cast
         # Why: a forked child of the function has no threads that write for it.
         exit_if_forked()
         output[where] = value
@@ -262,13 +261,6 @@ def _write_outside(
             written[number] = value
 
     return store
-
-
-def _lengths(where: Sequence[slice | int], shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape of a window of an array of this shape."""
-    pairs = zip(where, shape, strict=False)
-    named = [len(range(*one.indices(n))) for one, n in pairs if isinstance(one, slice)]
-    return (*named, *shape[len(where) :])
 
 
 def _store_tuple(plan: Plan, stores: Sequence[StoreResult], outputs: Sequence[Any]) -> StoreResult:
