@@ -58,7 +58,7 @@ SIZES = """
 ### Sizes and fairness
 
 The authors of shmpar wrote this comparison, so doubt it. The code is in `benchmarks/`, a plain
-file per system and per workload, and one command runs it again on your machine.
+file per system, and one command runs it again on your machine.
 
 - A function that takes long enough makes all of these libraries equal. Your workload is not here.
 - Two cores are few. Nothing here was measured on a large machine.
