@@ -1,4 +1,4 @@
-"""The page: ``python -m benchmarks page FILE`` writes docs/benchmarks.md and its pictures.
+"""Write docs/benchmarks.md and its pictures from a file of figures that `peers` wrote.
 
 All numbers come from the file of figures; the texts below hold none.
 """
@@ -49,8 +49,8 @@ NOISE = """
 The machine is a virtual one that it shares with others, and a single time means little. So all
 systems take turns within a run, in an order that is drawn again for each round. Systems that wait
 are stopped with all of their processes (SIGSTOP). A ratio is the median over rounds side by side.
-The memory that a process happens to get makes it faster or slower for as long as it lives, so
-where memory decides, all processes start three times. Times are medians of warm calls, with the
+The memory that a process happens to get makes it faster or slower for as long as it lives. So
+all processes start three times where memory decides. Times are medians of warm calls, with the
 middle half of all rounds in brackets. Answers are checked.
 """
 
@@ -80,15 +80,15 @@ LOSSES = """
   without calls in Python beats a call per row or tile, and often several processes.
 - **The function can be compiled**: use numba. Rewritten as loops, the function has no interpreter
   left to parallelise. shmpar is for functions that exist already and cannot be compiled.
-- **The function releases the interpreter lock** and its chunks are large (SciPy filters, large
-  ufuncs, compression): a thread pool is as fast, with nothing to copy or start.
+- **The function releases the interpreter lock** and its chunks are large, as in SciPy filters,
+  large ufuncs and compression. A thread pool is as fast, with nothing to copy or start.
   `shmpar.Pool(engine="threads")` is such a pool.
 - **A chain of cheap elementwise steps**: fuse them in one function, or let Dask do it. Three maps
   read and write memory three times.
 - **You write the loop yourself**: a pool of the standard library that hands out spans of rows adds
   nothing to a row. You write the shared output, the loop and the clean-up by hand. shmpar
   spares you that work; it does not beat it.
-- **One call in a short script**: a forked pool or threads start in milliseconds, since they
+- **A single call in a short script**: a forked pool or threads start in milliseconds, since they
   import nothing.
 - **Graphs of many steps over data larger than memory, or over many machines**: Dask, Ray or Spark.
   Nothing here measures their purpose.
@@ -163,14 +163,10 @@ python -m benchmarks compare ../before floor floor_busy --rounds 45
 python -m benchmarks compare ../before copy_in ufunc --large  # arrays of 800 MB
 ```
 
-Each checkout is measured in a process of its own, with the same workload functions and the public
-API only. In each round both take a turn, in random order, while the other process is stopped. Both
-processes start again after every third round, since their place in memory decides their speed. The
-result is the median, over the rounds, of the other checkout's figure divided by this one's: 2.0
-means that this checkout takes half the time, 1.0 that nothing has changed. If the middle half of
-the ratios includes 1, the run is no evidence of a change. Compare two equal checkouts first: their
-ratios show the noise of your machine, and a smaller difference means nothing. `--json FILE` writes
-all figures, and `--help` lists the workloads.
+The result is a ratio, the other checkout's figure divided by this one's: 2.0 means that this
+checkout takes half the time. If the middle half of the ratios includes 1, the run is no evidence of
+a change. Compare two equal checkouts first: their ratios show the noise of your machine.
+`python -m benchmarks compare --help` has the method and the workloads.
 """
 
 
@@ -206,7 +202,7 @@ def _answer(results: Results, source: str) -> Iterator[str]:
     yield (
         f"shmpar beside its peers on {found['machine']['cores']} cores: warm calls, "
         f"{found['workers']} workers, the same arrays and functions. Each library is measured in "
-        "its better way: for pools and joblib that is often a loop over spans of rows that the "
+        "its better way. For pools and joblib that is often a loop over spans of rows that the "
         "user writes by hand."
     )
     caption = CAPTIONS["at_a_glance"]
@@ -253,7 +249,7 @@ def _doubts(results: Results) -> Iterator[str]:
     yield LOSSES
     yield (
         "In this run, these took less than 0.95 of shmpar's time or memory, each in its better "
-        "way, and the middle halves of both do not overlap:"
+        "way. The middle halves of both do not overlap:"
     )
     lines = ["| work | faster or smaller than shmpar |", "| --- | --- |"]
     found: dict[tuple[str, str], list[str]] = {}
@@ -437,7 +433,7 @@ def _workers(results: Results, system: str) -> str:
 
 TARGETS: tuple[Target, ...] = (
     ("time added to a row that costs nothing", "≤ 0.5 µs", _added("rows")),
-    ("time added to a block that costs nothing", "≤ 3 µs", _added("blocks")),
+    ("time that `block_reduce` adds to cutting a block by hand", "≤ 3 µs", _added("blocks")),
     (
         "tiny rows: `mp.Pool.map`'s time / shmpar's",
         "≥ 1.8",
