@@ -112,6 +112,13 @@ class Results:
                 found.append(record["point"])
         return found
 
+    def some_points(self, workload: str, **having: Any) -> list[dict[str, Any]]:
+        """Return the points that have these values; at least one."""
+        found = [p for p in self.points(workload) if having.items() <= p.items()]
+        if not found:
+            raise Missing(workload)
+        return found
+
     def all_at(self, workload: str, **point: Any) -> list[Record]:
         """Return the records of a workload at a point, with those that were skipped."""
         return [

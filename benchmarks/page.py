@@ -360,7 +360,7 @@ def _compared_with(
 
 def _added(verb: str) -> Measured:
     def measured(results: Results, system: str) -> str:
-        points = [p for p in results.points("many_chunks") if p["verb"] == verb]
+        points = results.some_points("many_chunks", verb=verb)
         chunks = max(point["chunks"] for point in points)
         ours = results.best("many_chunks", system, verb=verb, chunks=chunks)
         ceiling = results.best("many_chunks", "ceiling", verb=verb, chunks=chunks)
@@ -375,8 +375,8 @@ def _added(verb: str) -> Measured:
 
 def _growth(verb: str) -> Measured:
     def measured(results: Results, system: str) -> str:
-        points = [p["chunks"] for p in results.points("many_chunks") if p["verb"] == verb]
-        few, many = 1_000, max(points)
+        points = results.some_points("many_chunks", verb=verb)
+        few, many = 1_000, max(point["chunks"] for point in points)
         costs = [
             results.best("many_chunks", system, verb=verb, chunks=count)["median"] / count
             for count in (few, many)
@@ -387,8 +387,7 @@ def _growth(verb: str) -> Measured:
 
 
 def _halo_memory(results: Results, system: str) -> str:
-    halo = [point for point in results.points("memory") if point["verb"] == "halo"]
-    point = max(halo, key=lambda point: point["side"])
+    point = max(results.some_points("memory", verb="halo"), key=lambda point: point["side"])
     dask = results.fastest("memory", ("dask_threads", "dask_processes"), **point)["median"]
     if system == "ours":
         ours = results.best("memory", "ours", **point)["median"]
@@ -400,7 +399,7 @@ def _halo_memory(results: Results, system: str) -> str:
 def _beyond(results: Results, system: str) -> str:
     if system != "ours":
         raise Missing(system)
-    point = results.points("memory")[0]
+    point = results.some_points("memory")[0]
     arrays = workloads.load("memory").job(point).nbytes
     peak = results.best("memory", "ours", **point)["median"]
     return f"{(peak - arrays) / 1e6 / results.all['workers']:.0f} MB"
@@ -425,7 +424,7 @@ def _floor(results: Results, system: str) -> str:
 
 
 def _workers(results: Results, system: str) -> str:
-    counts = [point["workers"] for point in results.points("workers")]
+    counts = [point["workers"] for point in results.some_points("workers")]
     few, many = (2 if 2 in counts else min(counts)), max(counts)
     times = [results.best("workers", system, workers=count)["median"] for count in (few, many)]
     return f"{times[1] / times[0]:.2f} ({many} to {few})"
