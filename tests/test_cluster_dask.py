@@ -572,7 +572,7 @@ def test_a_scheduler_with_tls_serves_a_pool(tmp_path: Path, local: shmpar.Pool) 
     with (
         distributed.LocalCluster(
             n_workers=1, threads_per_worker=1, dashboard_address=":0", protocol="tls",
-            security=security, memory_limit=0,
+            security=security, processes=False,
         ) as made,
         distributed.Client(made, set_as_default=False) as other,
         shmpar.Pool(engine=other) as pool,
