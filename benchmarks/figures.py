@@ -11,7 +11,7 @@ from benchmarks import harness, systems
 
 Record = dict[str, Any]
 
-LIMITS = ("ceiling", "private", "numba")
+LIMITS = ("ceiling", "numba")
 ALONE = ("whole",)
 PEERS = tuple(name for name in systems.NAMES if name not in {"ours", *LIMITS, *ALONE})
 PROCESSES = tuple(name for name in PEERS if name not in {"threads", "dask_threads", "skimage"})

@@ -129,10 +129,7 @@ CAPTIONS = {
         "Time per chunk, all workers together. The least possible time is the cost divided by the "
         "number of workers."
     ),
-    "row_sums": (
-        "Bound by memory: *private arrays* is the speed of the same loop on unshared memory. "
-        "*numba prange* may add in any order here (`fastmath=True`)."
-    ),
+    "row_sums": ("Bound by memory. *numba prange* may add in any order here (`fastmath=True`)."),
     "copy_in": "Time until workers can see a plain array. *NumPy alone* is `x.copy()`.",
     "ufunc": "Into an existing output, except for Dask and `apply_parallel`, which allocate one.",
     "floor": "A warm map that has nothing to do.",

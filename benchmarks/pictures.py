@@ -15,7 +15,6 @@ from benchmarks.systems import title
 STYLES = {
     "ours": ("#000000", "o", "-"),
     "ceiling": ("#777777", "", "--"),
-    "private": ("#777777", "", ":"),
     "numba": ("#e69f00", "s", "--"),
     "whole": ("#777777", "x", "-"),
     "threads": ("#56b4e9", "^", "-"),

@@ -123,7 +123,7 @@ WORKLOADS = {
         sizes(one_chunk, smoke=[50], quick=[3_000], full=[10_000]),
         copy_job,
         pattern,
-        systems=("ours", "private", "whole", "pool", "joblib", "mpire", "dask_distributed", "ray"),
+        systems=("ours", "whole", "pool", "joblib", "mpire", "dask_distributed", "ray"),
         others="read the array where it is, or from the segment that mp.Pool's idiom makes",
         rounds=15,
         seconds=6,

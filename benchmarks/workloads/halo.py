@@ -95,7 +95,7 @@ WORKLOADS = {
         memory_job,
         pattern,
         verify_without_scipy,
-        systems=tuple(one for one in systems.NAMES if one not in {"ceiling", "private", "numba"}),
+        systems=tuple(one for one in systems.NAMES if one not in {"ceiling", "numba"}),
         others="are limits of time",
         how="memory",
         rounds=1,
