@@ -1,4 +1,4 @@
-"""Compare a pool on a Dask cluster with Dask's own collections: ``python -m benchmarks cluster``.
+"""Compare a pool on a Dask cluster with Dask's own collections.
 
 Three hosts with one thread each, on this machine. Both sides run on the same cluster, in turn,
 after one call that is not counted; the median of each counts. The hosts are told that this process

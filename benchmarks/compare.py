@@ -141,8 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     large = "arrays of up to 800 MB instead of 80 MB"
     parser.set_defaults(size="default")
     parser.add_argument("--large", action="store_const", dest="size", const="large", help=large)
-    smoke = "tiny arrays: a test of the benchmark itself"
-    parser.add_argument("--smoke", action="store_const", dest="size", const="smoke", help=smoke)
+    quick = "tiny arrays: a test of the benchmark itself"
+    flags = ("--quick", "--smoke")
+    parser.add_argument(*flags, action="store_const", dest="size", const="smoke", help=quick)
     return parser
 
 

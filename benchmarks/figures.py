@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from benchmarks import harness, systems
 
 Record = dict[str, Any]
 
-LIMITS = ("ceiling", "private", "numba")
+LIMITS = ("ceiling", "numba")
 ALONE = ("whole",)
 PEERS = tuple(name for name in systems.NAMES if name not in {"ours", *LIMITS, *ALONE})
 PROCESSES = tuple(name for name in PEERS if name not in {"threads", "dask_threads", "skimage"})
@@ -89,15 +89,6 @@ def _row(record: Record) -> str:
     return text
 
 
-def find(records: Sequence[Record], **wanted: Any) -> list[Record]:
-    """Return the records that have these values, at the top or in their point."""
-    return [
-        record
-        for record in records
-        if all(record.get(k, record["point"].get(k)) == v for k, v in wanted.items())
-    ]
-
-
 class Missing(Exception):
     """The run has no such figure."""
 
@@ -121,9 +112,20 @@ class Results:
                 found.append(record["point"])
         return found
 
+    def some_points(self, workload: str, **having: Any) -> list[dict[str, Any]]:
+        """Return the points that have these values; at least one."""
+        found = [p for p in self.points(workload) if having.items() <= p.items()]
+        if not found:
+            raise Missing(workload)
+        return found
+
     def all_at(self, workload: str, **point: Any) -> list[Record]:
         """Return the records of a workload at a point, with those that were skipped."""
-        return find(self._of.get(workload, ()), **point)
+        return [
+            record
+            for record in self._of.get(workload, ())
+            if all(record.get(k, record["point"].get(k)) == v for k, v in point.items())
+        ]
 
     def at(self, workload: str, **point: Any) -> list[Record]:
         """Return the measured records of a workload at a point."""

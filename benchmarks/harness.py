@@ -251,8 +251,24 @@ def environment(directory: str, source: str = ROOT) -> dict[str, str]:
     return {**inherited, **ONE_THREAD, **ours}
 
 
+def serve(server: object) -> None:
+    """Answer requests by the methods of a server, until there are no more."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # Why: systems print to stdout, and that is not a reply.
+    continue_without_parent()
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            reply = getattr(server, request.pop("do"))(**request)
+        except Exception as error:  # noqa: BLE001 - other systems must go on
+            reply = {"failed": f"{type(error).__name__}: {error}"[:300]}
+        print(json.dumps(reply), file=replies, flush=True)
+
+
 class Child:
-    """A measured process: it reads requests and writes replies, one line of JSON each.
+    """A measured process, which runs :func:`serve`.
+
+    Requests and replies are one line of JSON each.
 
     Between requests the process and all of its descendants are stopped, so that the process
     whose turn it is has the whole machine.

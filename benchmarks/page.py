@@ -1,4 +1,4 @@
-"""The page: ``python -m benchmarks page FILE`` writes docs/benchmarks.md and its pictures.
+"""Write docs/benchmarks.md and its pictures from a file of figures that `peers` wrote.
 
 All numbers come from the file of figures; the texts below hold none.
 """
@@ -49,8 +49,8 @@ NOISE = """
 The machine is a virtual one that it shares with others, and a single time means little. So all
 systems take turns within a run, in an order that is drawn again for each round. Systems that wait
 are stopped with all of their processes (SIGSTOP). A ratio is the median over rounds side by side.
-The memory that a process happens to get makes it faster or slower for as long as it lives, so
-where memory decides, all processes start three times. Times are medians of warm calls, with the
+The memory that a process happens to get makes it faster or slower for as long as it lives. So
+all processes start three times where memory decides. Times are medians of warm calls, with the
 middle half of all rounds in brackets. Answers are checked.
 """
 
@@ -58,7 +58,7 @@ SIZES = """
 ### Sizes and fairness
 
 The authors of shmpar wrote this comparison, so doubt it. The code is in `benchmarks/`, a plain
-file per system and per workload, and one command runs it again on your machine.
+file per system, and one command runs it again on your machine.
 
 - A function that takes long enough makes all of these libraries equal. Your workload is not here.
 - Two cores are few. For 16 cores, see [larger machines](explain/performance.md#larger-machines).
@@ -80,15 +80,15 @@ LOSSES = """
   without calls in Python beats a call per row or tile, and often several processes.
 - **The function can be compiled**: use numba. Rewritten as loops, the function has no interpreter
   left to parallelise. shmpar is for functions that exist already and cannot be compiled.
-- **The function releases the interpreter lock** and its chunks are large (SciPy filters, large
-  ufuncs, compression): a thread pool is as fast, with nothing to copy or start.
+- **The function releases the interpreter lock** and its chunks are large, as in SciPy filters,
+  large ufuncs and compression. A thread pool is as fast, with nothing to copy or start.
   `shmpar.Pool(engine="threads")` is such a pool.
 - **A chain of cheap elementwise steps**: fuse them in one function, or let Dask do it. Three maps
   read and write memory three times.
 - **You write the loop yourself**: a pool of the standard library that hands out spans of rows adds
   nothing to a row. You write the shared output, the loop and the clean-up by hand. shmpar
   spares you that work; it does not beat it.
-- **One call in a short script**: a forked pool or threads start in milliseconds, since they
+- **A single call in a short script**: a forked pool or threads start in milliseconds, since they
   import nothing.
 - **Graphs of many steps over data larger than memory, or over many machines**: Dask, Ray or Spark.
   Nothing here measures their purpose.
@@ -129,10 +129,7 @@ CAPTIONS = {
         "Time per chunk, all workers together. The least possible time is the cost divided by the "
         "number of workers."
     ),
-    "row_sums": (
-        "Bound by memory: *private arrays* is the speed of the same loop on unshared memory. "
-        "*numba prange* may add in any order here (`fastmath=True`)."
-    ),
+    "row_sums": ("Bound by memory. *numba prange* may add in any order here (`fastmath=True`)."),
     "copy_in": "Time until workers can see a plain array. *NumPy alone* is `x.copy()`.",
     "ufunc": "Into an existing output, except for Dask and `apply_parallel`, which allocate one.",
     "floor": "A warm map that has nothing to do.",
@@ -163,14 +160,10 @@ python -m benchmarks compare ../before floor floor_busy --rounds 45
 python -m benchmarks compare ../before copy_in ufunc --large  # arrays of 800 MB
 ```
 
-Each checkout is measured in a process of its own, with the same workload functions and the public
-API only. In each round both take a turn, in random order, while the other process is stopped. Both
-processes start again after every third round, since their place in memory decides their speed. The
-result is the median, over the rounds, of the other checkout's figure divided by this one's: 2.0
-means that this checkout takes half the time, 1.0 that nothing has changed. If the middle half of
-the ratios includes 1, the run is no evidence of a change. Compare two equal checkouts first: their
-ratios show the noise of your machine, and a smaller difference means nothing. `--json FILE` writes
-all figures, and `--help` lists the workloads.
+The result is a ratio, the other checkout's figure divided by this one's: 2.0 means that this
+checkout takes half the time. If the middle half of the ratios includes 1, the run is no evidence of
+a change. Compare two equal checkouts first: their ratios show the noise of your machine.
+`python -m benchmarks compare --help` has the method and the workloads.
 """
 
 
@@ -206,7 +199,7 @@ def _answer(results: Results, source: str) -> Iterator[str]:
     yield (
         f"shmpar beside its peers on {found['machine']['cores']} cores: warm calls, "
         f"{found['workers']} workers, the same arrays and functions. Each library is measured in "
-        "its better way: for pools and joblib that is often a loop over spans of rows that the "
+        "its better way. For pools and joblib that is often a loop over spans of rows that the "
         "user writes by hand."
     )
     caption = CAPTIONS["at_a_glance"]
@@ -253,7 +246,7 @@ def _doubts(results: Results) -> Iterator[str]:
     yield LOSSES
     yield (
         "In this run, these took less than 0.95 of shmpar's time or memory, each in its better "
-        "way, and the middle halves of both do not overlap:"
+        "way. The middle halves of both do not overlap:"
     )
     lines = ["| work | faster or smaller than shmpar |", "| --- | --- |"]
     found: dict[tuple[str, str], list[str]] = {}
@@ -364,7 +357,7 @@ def _compared_with(
 
 def _added(verb: str) -> Measured:
     def measured(results: Results, system: str) -> str:
-        points = [p for p in results.points("many_chunks") if p["verb"] == verb]
+        points = results.some_points("many_chunks", verb=verb)
         chunks = max(point["chunks"] for point in points)
         ours = results.best("many_chunks", system, verb=verb, chunks=chunks)
         ceiling = results.best("many_chunks", "ceiling", verb=verb, chunks=chunks)
@@ -379,8 +372,8 @@ def _added(verb: str) -> Measured:
 
 def _growth(verb: str) -> Measured:
     def measured(results: Results, system: str) -> str:
-        points = [p["chunks"] for p in results.points("many_chunks") if p["verb"] == verb]
-        few, many = 1_000, max(points)
+        points = results.some_points("many_chunks", verb=verb)
+        few, many = 1_000, max(point["chunks"] for point in points)
         costs = [
             results.best("many_chunks", system, verb=verb, chunks=count)["median"] / count
             for count in (few, many)
@@ -391,8 +384,7 @@ def _growth(verb: str) -> Measured:
 
 
 def _halo_memory(results: Results, system: str) -> str:
-    halo = [point for point in results.points("memory") if point["verb"] == "halo"]
-    point = max(halo, key=lambda point: point["side"])
+    point = max(results.some_points("memory", verb="halo"), key=lambda point: point["side"])
     dask = results.fastest("memory", ("dask_threads", "dask_processes"), **point)["median"]
     if system == "ours":
         ours = results.best("memory", "ours", **point)["median"]
@@ -404,7 +396,7 @@ def _halo_memory(results: Results, system: str) -> str:
 def _beyond(results: Results, system: str) -> str:
     if system != "ours":
         raise Missing(system)
-    point = results.points("memory")[0]
+    point = results.some_points("memory")[0]
     arrays = workloads.load("memory").job(point).nbytes
     peak = results.best("memory", "ours", **point)["median"]
     return f"{(peak - arrays) / 1e6 / results.all['workers']:.0f} MB"
@@ -429,7 +421,7 @@ def _floor(results: Results, system: str) -> str:
 
 
 def _workers(results: Results, system: str) -> str:
-    counts = [point["workers"] for point in results.points("workers")]
+    counts = [point["workers"] for point in results.some_points("workers")]
     few, many = (2 if 2 in counts else min(counts)), max(counts)
     times = [results.best("workers", system, workers=count)["median"] for count in (few, many)]
     return f"{times[1] / times[0]:.2f} ({many} to {few})"
@@ -437,7 +429,7 @@ def _workers(results: Results, system: str) -> str:
 
 TARGETS: tuple[Target, ...] = (
     ("time added to a row that costs nothing", "≤ 0.5 µs", _added("rows")),
-    ("time added to a block that costs nothing", "≤ 3 µs", _added("blocks")),
+    ("time that `block_reduce` adds to cutting a block by hand", "≤ 3 µs", _added("blocks")),
     (
         "tiny rows: `mp.Pool.map`'s time / shmpar's",
         "≥ 1.8",

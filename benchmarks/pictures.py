@@ -15,7 +15,6 @@ from benchmarks.systems import title
 STYLES = {
     "ours": ("#000000", "o", "-"),
     "ceiling": ("#777777", "", "--"),
-    "private": ("#777777", "", ":"),
     "numba": ("#e69f00", "s", "--"),
     "whole": ("#777777", "x", "-"),
     "threads": ("#56b4e9", "^", "-"),
@@ -79,23 +78,34 @@ def _axes(columns: int = 1, width: float = 7.2, height: float = 4.2, rows: int =
 
 
 def _plain(axis: Any) -> None:
-    """Label an axis with numbers like 0.1, 1, 10, 1k, 1M."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    """Label powers of ten with numbers like 0.1, 1, 10, 1k, 1M."""
 
-    def label(value: float, _: object) -> str:
+    def label(value: float) -> str:
         for size, suffix in ((1e6, "M"), (1e3, "k")):
             if value >= size:
                 return f"{value / size:g}{suffix}"
         return f"{value:g}"
 
-    axis.set_major_locator(LogLocator(base=10, numticks=12))
-    axis.set_major_formatter(FuncFormatter(label))
+    _logarithmic(axis, label)
+
+
+def _ticks(axis: Any) -> None:
+    """Label an axis between powers of ten too."""
+    _logarithmic(axis, "{:g}".format, (1, 2, 5))
+
+
+def _logarithmic(axis: Any, label: Callable[[float], str], subs: tuple[int, ...] = (1,)) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: label(value)))
     axis.set_minor_formatter(NullFormatter())
 
 
 def _lines(axes: Any, results: Results, workload: str, key: str, y: Y, **point: Any) -> None:
     """Draw a line for each system, in the way that suits it best."""
-    points = [p for p in results.points(workload) if all(p.get(k) == v for k, v in point.items())]
+    points = results.some_points(workload, **point)
     ends = []
     for name in systems.NAMES:
         marks = []
@@ -119,13 +129,13 @@ def _lines(axes: Any, results: Results, workload: str, key: str, y: Y, **point: 
     if not ends:
         raise Missing(workload)
     ends.sort(key=lambda end: -end[0])
-    axes.legend(
-        handles=[line for _, line in ends],
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
-        frameon=False,
-        fontsize=8,
-    )
+    _legend(axes, [line for _, line in ends])
+
+
+def _legend(axes: Any, lines: list[Any]) -> None:
+    """List the lines on the right of the axes."""
+    place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    axes.legend(handles=lines, frameon=False, fontsize=8, **place)
 
 
 def _overhead(results: Results) -> Any:
@@ -137,8 +147,6 @@ def _overhead(results: Results) -> Any:
         return 100 * next(each) / next(each)
 
     _lines(axes, results, "chunk_cost", "cost_us", efficiency)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
     _plain(axes.xaxis)
     _ticks(axes.yaxis)
     axes.set_xlabel("cost of a chunk, µs")
@@ -152,21 +160,13 @@ def _many_chunks(results: Results) -> Any:
         cost = lambda record: record["median"] / record["chunks"] * 1e6  # noqa: E731
         _lines(axes, results, "many_chunks", "chunks", cost, verb=verb)
         axes.set_title(verb)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
         _plain(axes.xaxis)
         _plain(axes.yaxis)
         axes.set_xlabel("chunks")
     lines = {line.get_label(): line for axes in row for line in axes.get_lines()}
     for axes in row:
         axes.get_legend().remove()
-    row[1].legend(
-        handles=[lines[title(name)] for name in systems.NAMES if title(name) in lines],
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
-        frameon=False,
-        fontsize=8,
-    )
+    _legend(row[1], [lines[title(name)] for name in systems.NAMES if title(name) in lines])
     row[0].set_ylabel("µs per chunk (lower is better)")
     row[1].sharey(row[0])
     return figure
@@ -176,7 +176,6 @@ def _workers(results: Results) -> Any:
     figure, ((axes,),) = _axes()
     _lines(axes, results, "workers", "workers", lambda record: record["median"] * 1e3)
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
     counts = [point["workers"] for point in results.points("workers")]
     axes.set_xticks(counts, [str(count) for count in counts])
     _ticks(axes.yaxis)
@@ -185,21 +184,10 @@ def _workers(results: Results) -> Any:
     return figure
 
 
-def _ticks(axis: Any) -> None:
-    """Label an axis between powers of ten too."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=12))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
 def _bytes(results: Results) -> Any:
     figure, ((axes,),) = _axes()
     rate = lambda record: record["point"]["gigabytes"] / record["median"]  # noqa: E731
     _lines(axes, results, "bytes", "gigabytes", rate)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
     _plain(axes.xaxis)
     _ticks(axes.yaxis)
     axes.set_xlabel("size of the array, GB")
@@ -230,7 +218,6 @@ def _glance(results: Results) -> Any:
             label=title(name),
         )
     axes.axvline(1, color=STYLES["ours"][0], linewidth=1.6, zorder=1, label=title("ours"))
-    axes.set_xscale("log")
     _ticks(axes.xaxis)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
@@ -265,7 +252,6 @@ def _start(results: Results) -> Any:
     for axes, (way, text) in zip(row, titles.items(), strict=True):
         values = [(one["system"], one["median"]) for one in cold if one["way"] == way]
         _bars(axes, values, lambda value: f"{value:.2g}")
-        axes.set_xscale("log")
         _plain(axes.xaxis)
         axes.margins(x=0.15)
         axes.set_title(text, fontsize=9)
@@ -274,9 +260,7 @@ def _start(results: Results) -> Any:
 
 
 def _memory(results: Results) -> Any:
-    points = results.points("memory")
-    if not points:
-        raise Missing("memory")
+    points = results.some_points("memory")
     figure, (row,) = _axes(len(points), 4.8 * len(points), 3.8)
     for axes, point in zip(row, points, strict=True):
         values = [(one["system"], one["median"] / 1e6) for one in results.at("memory", **point)]

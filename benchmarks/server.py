@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
-import os
 import sys
 import time
 import warnings
@@ -19,10 +17,6 @@ from benchmarks.systems import System
 
 PACKAGES = {"skimage": "scikit-image"}  # distributions whose name differs from their package
 WARM_SECONDS = 0.05  # time for a processor to reach its speed and for caches to fill
-
-
-class Unsuited(Exception):
-    """The system cannot do this job; the message says why."""
 
 
 class Server:
@@ -40,7 +34,7 @@ class Server:
         return {"versions": {name: importlib.metadata.version(name) for name in names}}
 
     def load(self, workload: str, point: dict[str, Any]) -> dict[str, Any]:
-        """Create the input; return the ways that exist."""
+        """Create the input; return the ways that exist, or the reason if there are none."""
         self.workload = workloads.load(workload)
         self.point = dict(point)
         if self.workload.per_chunk:
@@ -49,7 +43,7 @@ class Server:
         job = self.workload.job(self.point)
         reason = self.system.refuses(job)
         if reason is not None:
-            raise Unsuited(reason)
+            return {"unsuited": reason}
         self.loaded = True
         self.system.load(job, lambda array: self.workload.fill(array, self.point))
         return {"ways": self.system.ways(), "chunks": self.point["chunks"]}
@@ -57,7 +51,7 @@ class Server:
     def warm(self, way: str) -> dict[str, Any]:
         """Call once and check the answer."""
         if way not in self.system.ways():
-            raise Unsuited("has no such way for this")
+            return {"unsuited": "has no such way for this"}
         self.calls[way] = self.system.call(way)
         began = time.perf_counter()
         result = self.calls[way]()
@@ -92,21 +86,10 @@ class Server:
 def main() -> None:
     """Answer requests until there are no more."""
     name, workers, directory = sys.argv[1:]
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # Why: systems print to stdout, and that is not a reply.
     warnings.simplefilter("ignore")
-    harness.continue_without_parent()
-    server = Server(systems.load(name)(int(workers), directory))
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            reply = getattr(server, request.pop("do"))(**request)
-        except Unsuited as reason:
-            reply = {"unsuited": str(reason)}
-        except Exception as error:  # noqa: BLE001 - other systems must go on
-            reply = {"failed": f"{type(error).__name__}: {error}"[:300]}
-        print(json.dumps(reply), file=replies, flush=True)
-    server.system.close()
+    system = systems.load(name)(int(workers), directory)
+    harness.serve(Server(system))
+    system.close()
 
 
 if __name__ == "__main__":

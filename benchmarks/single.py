@@ -11,8 +11,6 @@ import itertools
 import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -74,19 +72,6 @@ def floor(*, quick: bool) -> None:
     for where in ("idle", "busy"):
         medians = [statistics.median(times[f"{name}, {where}"]) for name in ("Pool.map", "shmpar")]
         print(f"  Pool.map's median / shmpar's, {where}: {medians[0] / medians[1]:.2f}")
-
-
-def submit(*, quick: bool) -> None:
-    """Round trip of a trivial call (target: no slower than ProcessPoolExecutor)."""
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(WORKERS, mp_context=context) as theirs, shmpar.Pool(WORKERS) as pool:
-        systems = {
-            "shmpar": lambda: pool.submit(abs, -1).result(),
-            "ProcessPoolExecutor": lambda: theirs.submit(abs, -1).result(),
-        }
-        times = alternate(systems, 100 if quick else 2_000)
-    print(table(times, 1e6, "us"))
-    print(f"  faster: {ratio(times, 'ProcessPoolExecutor', 'shmpar'):.2f}x")
 
 
 def _now(_block: np.ndarray) -> int:
@@ -211,73 +196,26 @@ def tiny_rows(*, quick: bool) -> None:
         for number in range(worker, len(plain), workers):
             out[number] = np.sum(plain[number])
 
-    with _fork_pool() as theirs, forked_loop(loop, WORKERS) as ceiling, _pool(case) as ours:
+    with (
+        _fork_pool() as theirs,
+        forked_loop(loop, WORKERS) as ceiling,
+        shmpar.Pool(WORKERS) as pool,
+    ):
         systems = {
-            "shmpar": ours,
+            "shmpar": lambda: case.call(pool),
             "Pool.map": lambda: theirs.map(_sum_row, numbers),
             "bare processes": ceiling,
         }
         batches = {f"Pool.map, {len(plain) // n:,} a batch": len(plain) // n for n in (100, 4, 2)}
         for name, size in batches.items():
             systems[name] = lambda size=size: theirs.map(_sum_row, numbers, size)
-        assert np.array_equal(ours(), systems["Pool.map"]())
+        assert np.array_equal(systems["shmpar"](), systems["Pool.map"]())
         times = alternate(systems, 5 if quick else 45)
     print(table(times))
     best = min(("Pool.map", *batches), key=lambda name: statistics.median(times[name]))
     for name in dict.fromkeys(("Pool.map", best)):
         print(f"  faster than {name}: {ratio(times, name, 'shmpar'):.2f}x")
     print(f"  of the ceiling: {ratio(times, 'bare processes', 'shmpar'):.3f}")
-
-
-def _tile(image: np.ndarray, number: int, side: int) -> tuple[float, float]:
-    across = image.shape[1] // side
-    top, left = side * (number // across), side * (number % across)
-    return cases.mean_std(image[top : top + side, left : left + side])
-
-
-def _shared_tile(number: int) -> tuple[float, float]:
-    return _tile(_shared["image"], number, 100)
-
-
-def tiles(*, quick: bool) -> None:
-    """block_reduce of mean and std over 10,000 tiles of 100 x 100 (target: 0.93 of the ceiling)."""
-    case = cases.tiles(1_000 if quick else 10_000)
-    _shared["image"] = plain = case.array.view(np.ndarray)
-    count = (len(plain) // 100) ** 2
-    out = shmpar.empty((2, count)).view(np.ndarray)
-
-    def loop(worker: int, workers: int) -> None:
-        for number in range(worker * count // workers, (worker + 1) * count // workers):
-            out[:, number] = _tile(plain, number, 100)
-
-    with _fork_pool() as theirs, forked_loop(loop, WORKERS) as ceiling, _pool(case) as ours:
-        systems: dict[str, Callable[[], object]] = {
-            "shmpar": ours,
-            "Pool.map": lambda: theirs.map(_shared_tile, range(count)),
-            "bare processes": ceiling,
-        }
-        ceiling()
-        assert np.array_equal(np.stack(ours()).reshape(2, -1), out)
-        times = alternate(systems, 3 if quick else 21)
-    print(table(times))
-    print(f"  of the ceiling: {ratio(times, 'bare processes', 'shmpar'):.3f}")
-    print(f"  faster than Pool.map: {ratio(times, 'Pool.map', 'shmpar'):.2f}x")
-
-
-def uneven_rows(*, quick: bool) -> None:
-    """Rows with a 500-fold difference in cost, clustered (target: 0.96 of the ceiling)."""
-    case = cases.uneven_rows(400 if quick else 4_000)
-    plain = case.array.view(np.ndarray)
-    out = shmpar.empty(len(plain)).view(np.ndarray)
-
-    def loop(worker: int, workers: int) -> None:
-        for number in range(worker, len(plain), workers):
-            out[number] = cases.burn(plain[number])
-
-    with forked_loop(loop, WORKERS) as ceiling, _pool(case) as ours:
-        ceiling()
-        assert np.array_equal(ours(), out)
-        _print_of_ceiling(ours, ceiling, 3 if quick else 25)
 
 
 def row_limits(*, quick: bool) -> None:
@@ -350,7 +288,7 @@ def _times_beside_objects(looks: int) -> list[float]:
 
 
 def copy_in(*, quick: bool) -> None:
-    """shmpar.array(x) of 400 MB: 5x of view[:] = x into SharedMemory, 0.65 of a warm memcpy."""
+    """shmpar.array(x) of 400 MB beside view[:] = x into SharedMemory, and a warm memcpy."""
     case = cases.copy_in(1_250_000 if quick else 50_000_000)
     source = case.array
     other = source.copy()
@@ -400,7 +338,7 @@ def _double_part(name: str, start: int, stop: int) -> None:
 
 
 def fresh_output(*, quick: bool) -> None:
-    """map_blocks(lambda b: b * 2, a) of 400 MB without out=: 2.5x of Pool, 0.95 of threads."""
+    """map_blocks(lambda b: b * 2, a) of 400 MB without out=, beside a Pool and threads."""
     rows = 400 if quick else 10_000
     values = np.random.default_rng(0).normal(size=(rows, 5_000))
     edges = [round(number * rows / 32) for number in range(33)]
@@ -444,67 +382,8 @@ def fresh_output(*, quick: bool) -> None:
         print(f"  {name} / shmpar: {ratio(times, name, 'shmpar'):.2f}")
 
 
-def ufunc(*, quick: bool) -> None:
-    """np.sqrt over 800 MB, shared in and out (target: 0.9 of bare processes with out=)."""
-    count = 1_000_000 if quick else 100_000_000
-    case = cases.ufunc(count)
-    plain, plain_out = case.array.view(np.ndarray), shmpar.empty(count).view(np.ndarray)
-
-    def loop(worker: int, workers: int) -> None:
-        part = slice(worker * count // workers, (worker + 1) * count // workers)
-        np.sqrt(plain[part], out=plain_out[part])
-
-    with forked_loop(loop, WORKERS) as ceiling, _pool(case) as ours:
-        _print_of_ceiling(ours, ceiling, 3 if quick else 11)
-
-
-def halo(*, quick: bool) -> None:
-    """Gaussian filter over 6,000 x 6,000 float32 in 36 chunks (target: 0.96 of the ceiling)."""
-    from scipy.ndimage import gaussian_filter
-
-    side, depth = (1_200 if quick else 6_000), 12
-    chunk, case = side // 6, cases.halo(side)
-    plain, out = case.array.view(np.ndarray), shmpar.empty((side, side), "f4").view(np.ndarray)
-
-    def loop(worker: int, workers: int) -> None:
-        for number in range(worker, 36, workers):
-            top, left = chunk * (number // 6), chunk * (number % 6)
-            low, first = max(0, top - depth), max(0, left - depth)
-            window = plain[low : top + chunk + depth, first : left + chunk + depth]
-            core = np.s_[top - low : top - low + chunk, left - first : left - first + chunk]
-            filtered = gaussian_filter(window, 3, truncate=4)
-            out[top : top + chunk, left : left + chunk] = filtered[core]
-
-    # Both write into an existing output: its allocation is not compared.
-    with forked_loop(loop, WORKERS) as ceiling, _pool(case) as ours:
-        ceiling()
-        assert np.array_equal(ours(), out)
-        _print_of_ceiling(ours, ceiling, 3 if quick else 9)
-
-
-def captured(*, quick: bool) -> None:
-    """A captured array of 80 MB against the same as an input (target: 1.2x its time or less)."""
-    case = cases.captured(100_000 if quick else 10_000_000)
-    big, rows = case.array, np.arange(8.0)
-
-    with shmpar.Pool(WORKERS) as pool:
-        systems = {
-            "captured": lambda: case.call(pool),
-            "an input": lambda: pool.map_blocks(
-                lambda block, whole: block + whole.sum(),
-                rows[:, None],
-                big[None, :],
-                chunks=(1, -1),
-                out_chunks={1: 1},
-            ),
-        }
-        times = alternate(systems, 3 if quick else 9)
-    print(table(times))
-    print(f"  longer than as an input: {ratio(times, 'captured', 'an input'):.2f}x")
-
-
 def map_arrays(*, quick: bool) -> None:
-    """Executor.map of a function that takes and returns 10 MB arrays (target: 3x or more)."""
+    """Executor.map of a function that takes and returns arrays of 10 MB."""
     count = 12_500 if quick else 1_250_000
     arrays = [np.random.default_rng(number).normal(size=count) for number in range(8)]
     context = multiprocessing.get_context("fork")
@@ -520,7 +399,7 @@ def map_arrays(*, quick: bool) -> None:
 
 
 def in_flight(*, quick: bool) -> None:
-    """Ten runs in flight at once against ten in turn (target: not slower)."""
+    """Ten runs in flight at once against ten in turn."""
     case = cases.in_flight(200 if quick else 2_000)
 
     def in_turn() -> None:
@@ -532,22 +411,6 @@ def in_flight(*, quick: bool) -> None:
         times = alternate(systems, 3 if quick else 9)
     print(table(times))
     print(f"  faster at once: {ratio(times, 'in turn', 'at once'):.2f}x")
-
-
-@contextmanager
-def _pool(case: cases.Case) -> Iterator[Callable[[], object]]:
-    """Start a pool; yield a case's call with it."""
-    with shmpar.Pool(WORKERS) as pool:
-        yield lambda: case.call(pool)
-
-
-def _print_of_ceiling(
-    ours: Callable[[], object], ceiling: Callable[[], object], rounds: int
-) -> None:
-    """Measure shmpar and bare processes in turns; print both and their ratio."""
-    times = alternate({"shmpar": ours, "bare processes": ceiling}, rounds)
-    print(table(times))
-    print(f"  of the ceiling: {ratio(times, 'bare processes', 'shmpar'):.3f}")
 
 
 # Memory ---------------------------------------------------------------------------------------
@@ -571,82 +434,20 @@ def memory(*, quick: bool) -> None:
     print(f"  beyond both: {(peak - arrays - before) / WORKERS / 1e6:.1f} MB per worker")
 
 
-# An interpreter of its own runs this script. It has the filter and the window already, and prints
-# the growth of its peak memory during a call of the filter.
-_ONE_WINDOW = """
-import sys
-import numpy as np
-from scipy.ndimage import gaussian_filter
-
-def peak():
-    with open("/proc/self/status") as file:
-        return next(1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM:"))
-
-window = np.ones((int(sys.argv[1]),) * 2, "f4")
-gaussian_filter(window[:64, :64], 3)
-with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")  # reset the peak
-before = peak()
-result = gaussian_filter(window, 3)
-print(peak() - before)
-"""
-
-
-def halo_memory(*, quick: bool) -> None:
-    """Peak of a halo's run in all processes (target: input + output + one filter per worker)."""
-    from scipy.ndimage import gaussian_filter
-
-    side, chunk, depth = (600, 200, 12) if quick else (6_000, 1_000, 12)
-    window = str(chunk + 2 * depth)
-    alone = int(subprocess.check_output([sys.executable, "-c", _ONE_WINDOW, window]))
-
-    def blur(window: np.ndarray) -> np.ndarray:
-        return gaussian_filter(window, 3)
-
-    def warm_up(_: int) -> int:
-        blur(np.ones((64, 64), "f4"))
-        return os.getpid()
-
-    with shmpar.Pool(WORKERS) as pool:
-        workers: set[int] = set()
-        while len(workers) < WORKERS:
-            workers.update(pool.parallel_map(warm_up, range(64), dtype=object))
-        processes = [os.getpid(), *workers]
-        before = pss(processes)
-        image = pool.empty((side, side), "f4")
-        np.random.default_rng(0).standard_normal(dtype="f4", out=image.view(np.ndarray))
-        run = pool.map_overlap(blur, image, depth=depth, chunks=(chunk, chunk), wait=False)
-        peak = peak_pss(run, processes)
-        parts = {"input": image.nbytes, "output": image.nbytes, "filters": WORKERS * alone}
-    total = sum(parts.values())
-    text = " + ".join(f"{name} {size / 1e6:.1f}" for name, size in parts.items())
-    print(f"  {text} = {total / 1e6:.1f} MB")
-    print(f"  peak {peak / 1e6:.1f} MB, of which {before / 1e6:.1f} MB existed before the input")
-    print(f"  the run's own: {(peak - before) / 1e6:.1f} MB")
-    print(f"  of the target: {(peak - before) / total:.3f}")
-
-
 ALL = {
     "floor": floor,
-    "submit": submit,
     "calls": calls,
     "joblib": joblib_backends,
     "anatomy": anatomy,
     "constants": constants,
     "tiny_rows": tiny_rows,
-    "tiles": tiles,
-    "uneven_rows": uneven_rows,
     "small_objects": small_objects,
     "row_limits": row_limits,
     "copy_in": copy_in,
     "fresh_output": fresh_output,
-    "ufunc": ufunc,
-    "halo": halo,
-    "captured": captured,
     "map_arrays": map_arrays,
     "in_flight": in_flight,
     "memory": memory,
-    "halo_memory": halo_memory,
     "scaling": scaling,
     "stores": stores,
 }

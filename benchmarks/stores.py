@@ -6,7 +6,6 @@ process of one system, which reads requests and writes replies, a line of JSON e
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.harness import Child, continue_without_parent, end, family, family_pss, table
+from benchmarks.harness import Child, end, family, family_pss, serve, table
 
 WORKERS = 2
 DEPTH = 12
@@ -68,8 +67,8 @@ CASES = (
     Case("holds the lock", 6_144, 512, "u2", {"dask threads": 1.6}),
     Case("gaussian", 9_728, 512, "f4", {"dask threads": 1.0}, halo=True),
 )  # fmt: skip
-BY_NAME = {case.name: case for case in CASES}
 LARGE = Case("memory", 32_768, 2_048, "u2", {})  # 2 GiB in chunks of 8 MiB
+BY_NAME = {case.name: case for case in (*CASES, LARGE)}
 
 
 # Functions of a block
@@ -152,23 +151,28 @@ class Dask:
         da.store(made, out, lock=False, **self._options)
 
 
-def serve(system: str, folder: str) -> None:
-    """Reply to requests until the end of the input."""
-    import zarr
+class Server:
+    """A system and its folder."""
 
-    continue_without_parent()
-    made = Ours() if system == "shmpar" else Dask(system.partition(" ")[2])
-    for line in sys.stdin:
-        request = json.loads(line)
-        case = LARGE if request["case"] == LARGE.name else BY_NAME[request["case"]]
-        case = case._replace(**request["sizes"])
-        source = zarr.open_array(os.path.join(folder, f"{case.name}.zarr"), mode="r")
-        path = os.path.join(folder, f"{case.name} {system}.zarr")
-        out = _create(path, case)
+    def __init__(self, name: str, folder: str) -> None:
+        self._name, self._folder = name, folder
+        self._system = Ours() if name == "shmpar" else Dask(name.partition(" ")[2])
+
+    def load(self, case: str, sizes: dict[str, int]) -> dict[str, Any]:
+        """Open the input and make an output."""
+        import zarr
+
+        self._case = BY_NAME[case]._replace(**sizes)
+        self._source = zarr.open_array(os.path.join(self._folder, f"{case}.zarr"), mode="r")
+        self._out = _create(os.path.join(self._folder, f"{case} {self._name}.zarr"), self._case)
+        return {}
+
+    def call(self, **request: Any) -> dict[str, Any]:
+        """Return the seconds of a map into a new output."""
+        self.load(**request)
         began = time.perf_counter()
-        if request["do"] == "call":
-            made.run(case, source, out)
-        print(json.dumps({"seconds": time.perf_counter() - began}), flush=True)
+        self._system.run(self._case, self._source, self._out)
+        return {"seconds": time.perf_counter() - began}
 
 
 def _create(path: str, case: Case) -> Any:
@@ -272,7 +276,7 @@ def _memory_of_a_large_map(folder: str, quick: bool) -> None:
     with children(folder, ("shmpar",)) as systems:
         child = systems["shmpar"]
         request = {"case": case.name, "sizes": sizes}
-        child.request("idle", 60, **request)
+        child.request("load", 60, **request)
         idle = family_pss(child.pid)
         peak = child.peak_memory("call", 300, **request)
     nbytes, beyond = case.side**2 * np.dtype(case.dtype).itemsize, (peak - idle) / 1e6
@@ -284,4 +288,4 @@ def _memory_of_a_large_map(folder: str, quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    serve(*sys.argv[1:])
+    serve(Server(*sys.argv[1:]))

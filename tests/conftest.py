@@ -22,6 +22,7 @@ import pytest
 
 import shmpar
 from shmpar.memory import limits
+from shmpar.runtime import futures
 from tests import docstrings, exclusive, interpreters, nothing_left, pools, processes, verbs
 
 # Why: fewer examples than Hypothesis' default of 100 keep the suite short; --stress draws more.
@@ -48,6 +49,8 @@ def pytest_configure(config: pytest.Config) -> None:
     sys.dont_write_bytecode = False
     # Why: the threads of OpenBLAS spin when they start, which would dominate a small program.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Why: the test of a callback waits for the end of its thread.
+    futures._IDLE_SECONDS = 0.01
     if config.getoption("stress_seed") is None:
         config.option.stress_seed = random.SystemRandom().randrange(2**32)
     if config.getoption("hypothesis_profile", None) is None:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 
 ROOT = Path(__file__).parent.parent
 RunPython = Callable[..., CompletedProcess[str]]
-QUICK = {"submit", "anatomy"}  # in the default suite
+QUICK = {"anatomy"}  # in the default suite
 COMPARE = "import sys; from benchmarks import compare; compare.main(sys.argv[1:])"
 
 

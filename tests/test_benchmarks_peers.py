@@ -95,6 +95,18 @@ def test_the_page_matches_its_figures() -> None:
     assert text(Results(str(ROOT / source())), source()) == PAGE.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("kept", [{"floor"}, {"memory", "cold"}, set()])
+def test_a_page_of_few_workloads_has_their_figures_alone(kept: set[str], tmp_path: Path) -> None:
+    """Targets of the other workloads are not measured."""
+    found = json.loads((ROOT / source()).read_text())
+    found["records"] = [one for one in found["records"] if one["workload"] in kept]
+    some = tmp_path / "some.json"
+    some.write_text(json.dumps(found))
+    page = text(Results(str(some)), "some.json")
+    assert "not measured" in page
+    assert ("### A warm call, two chunks" in page) == ("floor" in kept)
+
+
 @pytest.mark.stress
 def test_pictures_are_drawn_from_the_figures(run_python: RunPython, tmp_path: Path) -> None:
     """The pictures of the page are drawn, and no other."""

@@ -110,7 +110,9 @@ def rewrite(name, old, new):
         file.write(source.replace(old, new))
     os.utime(name + ".py", ns=(1, 1))
 
-pools = [shmpar.Pool(2, engine=engine) for engine in ("processes", "threads", "serial")]
+# Why not all: nothing is pickled on either engine of this process.
+here = "threads" if EARLY else "serial"
+pools = [shmpar.Pool(2, engine=engine) for engine in ("processes", here)]
 try:
     CASES
 finally:
@@ -150,7 +152,7 @@ if EARLY:
 CHANGE
 for _ in range(2):
     after = [results(pool, WAYS, NAME) for pool in pools]
-    assert after[0] == after[1] == after[2], NAME
+    assert after[0] == after[1], NAME
 if EARLY:
     assert after != before, NAME
 UNDO

@@ -12,6 +12,7 @@ import functools
 import gc
 import importlib
 import os
+import queue
 import signal
 import threading
 import unittest
@@ -24,6 +25,7 @@ import numpy as np
 import pytest
 
 import shmpar
+from shmpar.runtime import futures
 from tests.interpreters import run_python
 from tests.pools import ENGINES
 from tests.work.executor import NotUnpicklable, die_once, wait_for
@@ -576,3 +578,23 @@ for _engine in ("threads", "processes"):
     _case("test_wait", "WaitTests", _engine)
     _case("test_as_completed", "AsCompletedTests", _engine)
     _case("test_shutdown", "ExecutorShutdownTest", _engine)
+
+
+def test_each_callback_thread_waits_at_a_queue_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A timeout of `SimpleQueue.get` may be lost among threads; then one of them never exits."""
+    getters: dict[Any, set[int]] = {}
+
+    class Noted(queue.SimpleQueue[Any]):
+        def get(self, *arguments: Any, **keywords: Any) -> Any:
+            getters.setdefault(self, set()).add(threading.get_ident())
+            return super().get(*arguments, **keywords)
+
+    monkeypatch.setattr(queue, "SimpleQueue", Noted)
+    threads, barrier = futures.CallbackThreads(), threading.Barrier(4)
+    for _ in range(2):
+        for _ in range(3):
+            threads.run(lambda: barrier.wait(60))
+        barrier.wait(60)
+    threads.close()
+    assert [len(ids) for ids in getters.values()] == [1] * len(getters)
+    assert getters

@@ -206,7 +206,9 @@ SEVERAL = {
 
 
 @pytest.mark.parametrize("verb", SEVERAL)
-def test_a_child_calls_the_function_no_further(engine: str, verb: str, tmp_path: Path) -> None:
+def test_a_child_calls_the_function_no_further(
+    any_pool: shmpar.Pool, verb: str, tmp_path: Path
+) -> None:
     """The lines, items or rows after its own are left to the worker."""
     log = str(tmp_path / "calls")
 
@@ -220,8 +222,7 @@ def test_a_child_calls_the_function_no_further(engine: str, verb: str, tmp_path:
             os.wait()
         return float(number)
 
-    with shmpar.Pool(1, engine=engine) as pool:
-        assert np.array_equal(np.ravel(SEVERAL[verb](pool, work)), X[:10])
+    assert np.array_equal(np.ravel(SEVERAL[verb](any_pool, work)), X[:10])
     assert sorted(map(int, Path(log).read_text().split())) == list(range(10))
 
 

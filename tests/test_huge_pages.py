@@ -137,39 +137,48 @@ def test_the_variable_turns_huge_pages_off(monkeypatch: pytest.MonkeyPatch, valu
     assert (huge.refusal(), place.segment.huge_bytes) == (f"{huge.VARIABLE}={value}", 0)
 
 
-LARGE = np.random.default_rng(2).integers(0, 255, 100 * MIB + 6, "u1")
+@pytest.fixture(scope="module")
+def large() -> np.ndarray:
+    """Bytes that several threads copy."""
+    return np.random.default_rng(2).integers(0, 255, 100 * MIB + 6, "u1")
 
 
-@pytest.mark.parametrize("values", [LARGE, LARGE.view("i2")[::-1]], ids=["bytes", "backwards"])
-def test_copies_by_threads(values: np.ndarray, pages: str, nothing_left: None) -> None:
+@pytest.mark.parametrize("backwards", [False, True], ids=["bytes", "backwards"])
+def test_copies_by_threads(
+    large: np.ndarray, backwards: bool, pages: str, nothing_left: None
+) -> None:
     """Several threads copy a large array; each byte is that of its source."""
-    assert np.array_equal(shmpar.array(values), values)
+    values = large.view("i2")[::-1] if backwards else large
+    copy = shmpar.array(values)
+    assert np.array_equal(copy, values)
+    assert segment_of(copy).huge_bytes == (100 * MIB if pages == "huge" else 0)
     with shmpar.Pool(1) as pool:
         assert np.array_equal(pool.map_blocks(np.copy, values, chunks=-1), values)
-    assert segment_of(shmpar.array(LARGE)).huge_bytes == (100 * MIB if pages == "huge" else 0)
 
 
 def test_a_slow_page_ends_the_attempt_of_all_threads(
-    monkeypatch: pytest.MonkeyPatch, nothing_left: None
+    large: np.ndarray, monkeypatch: pytest.MonkeyPatch, nothing_left: None
 ) -> None:
     """The rest of a large array lies in small pages, and is as exact."""
     if not has_huge_pages():
         pytest.skip("this kernel makes no huge pages of shared memory")
     monkeypatch.setattr(huge, "_SLOW_SECONDS", -1)
     monkeypatch.setattr(huge, "_SLOW_RATIO", 1)  # some page takes longer than the median
-    copy = shmpar.array(LARGE)
-    assert np.array_equal(copy, LARGE)
+    copy = shmpar.array(large)
+    assert np.array_equal(copy, large)
     assert 0 < segment_of(copy).huge_bytes < 100 * MIB
 
 
-def test_copies_without_more_threads(monkeypatch: pytest.MonkeyPatch, nothing_left: None) -> None:
+def test_copies_without_more_threads(
+    large: np.ndarray, monkeypatch: pytest.MonkeyPatch, nothing_left: None
+) -> None:
     """A process that may start no thread copies by itself."""
 
     def refused(*_: object) -> int:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(_thread, "start_new_thread", refused)
-    assert np.array_equal(shmpar.array(LARGE), LARGE)
+    assert np.array_equal(shmpar.array(large), large)
 
 
 def test_a_copy_fits_nowhere(nothing_left: None) -> None:

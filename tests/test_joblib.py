@@ -108,8 +108,10 @@ def test_a_program_without_joblib_runs() -> None:
     assert (done.stdout, done.returncode) == ("No module named 'joblib'\n", 0)
 
 
-@pytest.mark.parametrize("batch_size", ["auto", 1, 7])
-@pytest.mark.parametrize("pre_dispatch", ["all", "2*n_jobs", 1])
+@pytest.mark.parametrize(
+    ("batch_size", "pre_dispatch"),
+    [("auto", "all"), ("auto", 1), (1, "all"), (1, "2*n_jobs"), (7, "2*n_jobs"), (7, 1)],
+)
 def test_results_come_in_order(backend: None, batch_size: Any, pre_dispatch: Any) -> None:
     """Batches and their number ahead change no result."""
     parallel = Parallel(batch_size=batch_size, pre_dispatch=pre_dispatch)

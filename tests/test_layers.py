@@ -242,14 +242,9 @@ each_module = pytest.mark.parametrize("module", modules().values(), ids=modules(
 
 
 @each_module
-def test_a_module_belongs_to_a_layer(module):
-    """Every module and package of the top level is in LAYERS."""
-    assert layer(module.name) in LAYERS, "add it to LAYERS in tests/test_layers.py"
-
-
-@each_module
 def test_imports_go_down(module):
-    """A module imports only from lower layers and from its own package."""
+    """A module is in a layer, and imports only from lower layers and from its own package."""
+    assert layer(module.name) in LAYERS, "add it to LAYERS in tests/test_layers.py"
     found = (complaint(module.name, imported) for imported in sorted(imports(module).ours))
     assert not [text for text in found if text]
 
@@ -293,14 +288,9 @@ def test_there_are_few_modules():
 
 
 @each_module
-def test_a_module_is_short(module):
-    """No module is longer than 750 lines."""
+def test_modules_and_functions_are_short(module):
+    """No module is longer than 750 lines, no function than 60 lines, its docstring aside."""
     assert module.text.count("\n") <= LINES, "split it by concept"
-
-
-@each_module
-def test_a_function_is_short(module):
-    """No function is longer than 60 lines, its docstring aside."""
     sizes = {node.name: length(node) for node in functions(ast.parse(module.text))}
     assert {name: lines for name, lines in sizes.items() if lines > FUNCTION_LINES} == {}
 

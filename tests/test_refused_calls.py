@@ -76,8 +76,7 @@ def test_file_systems_refuse_with_other_errors(error: int) -> None:
     check(error, "fallocate", "O_TMPFILE", "F_ADD_SEALS", "F_OFD_SETLK", "link")
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
-def test_the_doctor_tells_the_missing_calls_and_their_cost(error: int) -> None:
+def test_the_doctor_tells_the_missing_calls_and_their_cost() -> None:
     """Without a filter nothing is missing; with one, each call has a line, as in the guide."""
     source = """
         import sys
@@ -87,12 +86,11 @@ def test_the_doctor_tells_the_missing_calls_and_their_cost(error: int) -> None:
         from shmpar import cli
         cli.main(["doctor"])
     """
-    healthy = run_python(source, "0").stdout
-    refused = run_python(source, str(error), *OURS).stdout
-    sections = [one.split("System calls\n")[1].split("\n\n")[0] for one in (healthy, refused)]
+    shown = [run_python(source, str(error), *OURS).stdout for error in (0, *ERRORS)]
+    sections = [one.split("System calls\n")[1].split("\n\n")[0] for one in shown]
     with open(Path(ROOT, "docs", "guide", "command-line.md"), encoding="utf-8") as file:
-        guide = re.findall(r"System calls\n(.*?)\n(?:\n|```)", file.read(), re.DOTALL)
-    assert sections == guide
+        healthy, refused = re.findall(r"System calls\n(.*?)\n(?:\n|```)", file.read(), re.DOTALL)
+    assert sections == [healthy, refused, refused]
 
 
 def test_the_end_of_a_worker_is_noticed_without_pidfd(tmp_path: Path) -> None:
@@ -158,8 +156,10 @@ for engine in sys.argv[2:]:
 )
 def test_a_lack_of_room_is_no_refusal(error: int) -> None:
     """A full disk, a quota and a limit have the same words for memory and for files."""
-    done = run_python(NO_ROOM, str(error), *ENGINES)
-    expected = "".join("True True\n" * 4 + f"{engine} ['mapped']\n" for engine in ENGINES)
+    # Why not all: the parent reserves all memory of the program, on every engine.
+    engines = ENGINES if error == errno.ENOSPC else ["serial"]
+    done = run_python(NO_ROOM, str(error), *engines)
+    expected = "".join("True True\n" * 4 + f"{engine} ['mapped']\n" for engine in engines)
     assert (done.stdout, done.stderr) == (expected, "")
 
 

@@ -117,8 +117,8 @@ CALLS = """
     print("right")
 """
 
+SCRIPT = "exec(SOURCE, globals()); import __main__ as space"
 WAYS = {
-    "script": "exec(SOURCE, globals()); import __main__ as space",
     "spec": """
         spec = importlib.util.spec_from_file_location("found", PATH)
         space = importlib.util.module_from_spec(spec)
@@ -156,8 +156,8 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=[name.replace(" ", "-") for name in WAYS])
-def test_definitions_are_sent(run_python: Run, tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize("ways", [{"script": SCRIPT}, WAYS], ids=["script", "modules"])
+def test_definitions_are_sent(run_python: Run, tmp_path: Path, ways: dict[str, str]) -> None:
     """Caches, dispatchers and classes work in workers; a lock is refused under its name."""
     path = tmp_path / "hidden" / "code.py"
     path.parent.mkdir()
@@ -165,11 +165,18 @@ def test_definitions_are_sent(run_python: Run, tmp_path: Path, way: str) -> None
     script = tmp_path / "script.py"
     script.write_text(
         "import importlib.util, runpy, sys, types, shmpar\n"
-        f"PATH = {str(path)!r}\nSOURCE = open(PATH).read()\n{textwrap.dedent(way)}\n"
-        "space_count, flat = space.count, space.flat\n" + textwrap.dedent(CALLS)
+        f"PATH = {str(path)!r}\nSOURCE = open(PATH).read()\n"
     )
+    with script.open("a") as file:
+        for name, way in ways.items():
+            file.write(
+                f"print({name!r}, end=' ')\n{textwrap.dedent(way)}\n"
+                "space_count, flat = space.count, space.flat\n" + textwrap.dedent(CALLS)
+            )
+            file.write('for name in ("found", "above.found"): sys.modules.pop(name, None)\n')
     done = run_python(script, cwd=tmp_path)
-    assert (done.stdout, done.stderr, done.returncode) == ("right\n", "", 0)
+    due = "".join(f"{name} right\n" for name in ways)
+    assert (done.stdout, done.stderr, done.returncode) == (due, "", 0)
 
 
 def test_modules_of_pytest_s_importlib_mode(run_python: Run, tmp_path: Path) -> None:

@@ -37,11 +37,6 @@ def check(done: CompletedProcess[str], output: str = OUTPUT) -> None:
     assert (done.stdout, done.stderr, done.returncode) == (output, "", 0)
 
 
-def test_python_c(run_python: Run) -> None:
-    """A snippet may use its own functions and lambdas."""
-    check(run_python(SCRIPT))
-
-
 def test_a_script_without_a_guard(run_python: Run, tmp_path: Path) -> None:
     """A script needs no guard, since workers never import __main__."""
     script = tmp_path / "script.py"
@@ -59,30 +54,25 @@ def test_a_script_on_standard_input(run_python: Run) -> None:
 
 @pytest.mark.parametrize("flags", [["-X", "dev", "-B", "-bb"], ["-W", "error", "-O"]], ids=" ".join)
 def test_workers_have_the_flags_of_the_interpreter(run_python: Run, flags: list[str]) -> None:
-    """Neither the parent nor a worker emits a warning."""
+    """Neither the parent nor a worker of a snippet (`python -c`) emits a warning."""
     check(run_python(SCRIPT, flags=flags))
 
 
-def test_a_directory_with_the_names_of_standard_modules(run_python: Run, tmp_path: Path) -> None:
-    """Workers import a module of the working directory only if the parent would."""
+def test_modules_of_the_working_directory_and_beside_the_script(
+    run_python: Run, tmp_path: Path
+) -> None:
+    """Workers import a module of either folder only if the parent would, and from where it does."""
     for name in ("selectors", "random", "queue", "socket", "pickle"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
     script = tmp_path / "elsewhere" / "script.py"
     script.parent.mkdir()
-    script.write_text(SCRIPT)
-    check(run_python(script, cwd=tmp_path))
-
-
-def test_a_function_of_a_module_beside_the_script(run_python: Run, tmp_path: Path) -> None:
-    """Workers import the module from the folder where the parent found it."""
-    (tmp_path / "helper.py").write_text("def double(block): return block * 2\n")
-    script = tmp_path / "script.py"
+    (script.parent / "helper.py").write_text("def double(block): return block * 2\n")
     script.write_text(
         "import numpy as np, shmpar\nfrom helper import double\n"
         "with shmpar.Pool(2) as pool:\n"
         "    print(pool.map_blocks(double, np.arange(4), chunks=2).tolist())\n"
     )
-    check(run_python(script), "[0, 2, 4, 6]\n")
+    check(run_python(script, cwd=tmp_path), "[0, 2, 4, 6]\n")
 
 
 def test_workers_have_the_process_state_of_the_parent(run_python: Run, tmp_path: Path) -> None:
@@ -208,8 +198,8 @@ def test_a_program_that_does_not_know_its_interpreter(run_python: Run) -> None:
     check(run_python(source), "True\nTrue\n1\n")
 
 
-def test_an_initializer_sets_globals(run_python: Run) -> None:
-    """The initializer runs once per worker, and later functions see its globals."""
+def test_an_initializer_sets_globals_and_print_reaches_standard_output(run_python: Run) -> None:
+    """Later functions see the globals; the output of workers appears before the verb returns."""
     source = """
         import shmpar
         model = None
@@ -221,21 +211,12 @@ def test_an_initializer_sets_globals(run_python: Run) -> None:
         def use(n):
             return f"{model} {n}"
 
-        with shmpar.Pool(2, initializer=load, initargs=("big",)) as pool:
+        with shmpar.Pool(1, initializer=load, initargs=("big",)) as pool:
             print(*pool.parallel_map(use, range(3), dtype="U9"))
-    """
-    check(run_python(source), "big 0 big 1 big 2\n")
-
-
-def test_print_reaches_standard_output(run_python: Run) -> None:
-    """The output of workers appears before the verb returns."""
-    source = """
-        import shmpar
-        with shmpar.Pool(1) as pool:
             pool.parallel_map(lambda n: print("row", n), range(2))
         print("end")
     """
-    check(run_python(source), "row 0\nrow 1\nend\n")
+    check(run_python(source), "big 0 big 1 big 2\nrow 0\nrow 1\nend\n")
 
 
 @pytest.mark.parametrize(

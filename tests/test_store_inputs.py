@@ -175,6 +175,8 @@ def test_dtypes_of_stores(pool: shmpar.Pool, folder: str, dtype: str) -> None:
         assert_same(got, pool.map_blocks(np.copy, x, chunks=(4, 7)))
 
 
+# Why not serial: it opens stores and cuts blocks as threads do.
+@pytest.mark.parametrize("warm_pool", ["threads", "processes"], indirect=True)
 @pytest.mark.parametrize("name", [*FORMATS, "tiff"])
 def test_blocks_are_read_only(pool: shmpar.Pool, folder: str, name: str) -> None:
     """A block of a store cannot be written to, as a block of memory."""

@@ -14,7 +14,6 @@ from benchmarks.workloads import Job, columns
 NAMES = (
     "ours",
     "ceiling",
-    "private",
     "numba",
     "whole",
     "threads",

@@ -12,12 +12,8 @@ from benchmarks.systems import Call, Copy, System
 from benchmarks.workloads import Job, Region
 
 
-def _row(func: Callable[..., Any], array: np.ndarray, number: int) -> Any:
-    return func(array[number])
-
-
-def _tile(func: Callable[..., Any], array: np.ndarray, region: Region) -> Any:
-    return func(array[region])
+def _value(func: Callable[..., Any], array: np.ndarray, index: int | Region) -> Any:
+    return func(array[index])
 
 
 def _block(
@@ -82,24 +78,18 @@ done(result)
         self.files = []
 
     def rows(self, way: str) -> Call:
-        """Make a task of each row, in batches that joblib chooses, or of each span."""
+        """Make a task of each row or tile, in batches that joblib chooses, or of each span."""
         from joblib import delayed
 
-        (func,), job = self.job.funcs, self.job
-        if way == "own":
-            return self._spans()
-        return lambda: self.parallel(delayed(_row)(func, self.input, n) for n in range(len(job)))
-
-    def tiles(self, way: str) -> Call:
-        """Make a task of each tile, or of each span."""
-        from joblib import delayed
-
-        (func,), job = self.job.funcs, self.job
+        (func,), job, of_rows = self.job.funcs, self.job, self.job.kind == "rows"
         if way == "own":
             return self._spans()
         return lambda: self.parallel(
-            delayed(_tile)(func, self.input, job.regions(n)[1]) for n in range(len(job))
+            delayed(_value)(func, self.input, n if of_rows else job.regions(n)[1])
+            for n in range(len(job))
         )
+
+    tiles = rows
 
     def _spans(self) -> Call:
         from joblib import delayed

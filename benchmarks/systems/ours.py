@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import time
-
 import numpy as np
 
 from benchmarks.systems import Call, System
-
-
-def _worker_pid(_: int) -> int:
-    time.sleep(0.002)
-    return os.getpid()
 
 
 class Implementation(System):
@@ -33,11 +25,10 @@ with shmpar.Pool({workers}) as pool:
     def open(self) -> None:
         """Start the workers and wait until all of them are up; the pool itself would not wait."""
         import shmpar
+        from benchmarks.cases import worker_pids
 
         self.pool = shmpar.Pool(self.workers)
-        seen: set[int] = set()
-        while len(seen) < self.workers:
-            seen.update(self.pool.parallel_map(_worker_pid, range(8 * self.workers), dtype=object))
+        worker_pids(self.pool, self.workers)
 
     def close(self) -> None:
         """Shut down the workers."""

@@ -1,10 +1,10 @@
-"""The measured workloads: a file each with a `WORKLOAD`, and their common records."""
+"""The measured workloads: files with a dict of `WORKLOADS`, and their common records."""
 
 from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,24 +12,25 @@ import numpy as np
 
 # In the order of a run. Small workloads come before others have filled the memory, and the
 # memory of a system is measured in processes that have done nothing else.
-NAMES = (
-    "floor",
-    "cold",
-    "memory",
-    "chunk_cost",
-    "many_chunks",
-    "tiny_rows",
-    "row_sums",
-    "tiles",
-    "python_rows",
-    "uneven_rows",
-    "gaussian",
-    "ufunc",
-    "chain",
-    "copy_in",
-    "workers",
-    "bytes",
-)
+MODULES = {
+    "floor": "nothing",
+    "cold": "cold",
+    "memory": "halo",
+    "chunk_cost": "chunk_cost",
+    "many_chunks": "nothing",
+    "tiny_rows": "row_sums",
+    "row_sums": "row_sums",
+    "tiles": "blocks",
+    "python_rows": "python_rows",
+    "uneven_rows": "python_rows",
+    "gaussian": "halo",
+    "ufunc": "blocks",
+    "chain": "blocks",
+    "copy_in": "blocks",
+    "workers": "chunk_cost",
+    "bytes": "row_sums",
+}
+NAMES = tuple(MODULES)
 
 Region = tuple[slice, slice]
 Point = dict[str, Any]
@@ -172,6 +173,23 @@ class Workload:
     longest: float = 0.0  # a call of so many seconds is made although others would be skipped
 
 
+def sizes(
+    point: Callable[[Any], Point],
+    *,
+    smoke: Sequence[Any],
+    quick: Sequence[Any],
+    full: Sequence[Any],
+) -> Callable[[str], list[Point]]:
+    """Return the points of each size: a point for each value."""
+    values = {"smoke": smoke, "quick": quick, "full": full}
+    return lambda size: [point(value) for value in values[size]]
+
+
+def rows(count: int) -> Point:
+    """Return the point of so many rows, each of them a chunk."""
+    return {"chunks": count}
+
+
 # Inputs and checks ----------------------------------------------------------------------------
 
 
@@ -222,4 +240,4 @@ def logistic(row: np.ndarray) -> float:
 
 def load(name: str) -> Workload:
     """Return the workload of that name."""
-    return importlib.import_module(f"benchmarks.workloads.{name}").WORKLOAD
+    return importlib.import_module(f"benchmarks.workloads.{MODULES[name]}").WORKLOADS[name]

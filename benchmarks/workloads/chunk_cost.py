@@ -1,4 +1,4 @@
-"""Overhead by the cost of a chunk: the part of the ceiling's speed that is left."""
+"""Chunks of known cost: the part of the ceiling's speed that is left, and growth with workers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ CHUNKS = {  # microseconds per chunk: number of chunks
     "quick": {10: 4_000, 100: 1_000, 1_000: 100},
     "full": {1: 20_000, 10: 20_000, 100: 4_000, 1_000: 400, 10_000: 80, 100_000: 20},
 }
+WORKERS = {  # workers: number of chunks
+    "smoke": dict.fromkeys((1, 3), 8),
+    "quick": dict.fromkeys((1, 4), 100),
+    "full": dict.fromkeys((1, 2, 4, 8, 16), 400),
+}
+PEERS = ("threads", "pool", "executor", "joblib", "mpire", "dask_threads")
 
 _BUFFER = memoryview(bytes(1 << 16))
 
@@ -47,13 +53,10 @@ def bytes_per_microsecond() -> float:
     return amount / best / 1e6
 
 
-def points(size: str) -> list[Point]:
-    """Return a point per cost of a chunk."""
-    rate = bytes_per_microsecond()
-    return [
-        {"cost_us": cost, "chunks": chunks, "amount": round(cost * rate)}
-        for cost, chunks in CHUNKS[size].items()
-    ]
+def point(cost: int, chunks: int) -> Point:
+    """Return the point of so many chunks of so many microseconds."""
+    amount = round(cost * bytes_per_microsecond())
+    return {"cost_us": cost, "chunks": chunks, "amount": amount}
 
 
 def job(point: Point) -> Job:
@@ -73,14 +76,28 @@ def verify(answer: np.ndarray, _: np.ndarray, point: Point) -> None:
     near(answer, np.full(point["chunks"], burn(point["amount"])))
 
 
-WORKLOAD = Workload(
-    "cost of a chunk from 1 µs to 100 ms",
-    points,
-    job,
-    fill,
-    verify,
-    per_chunk=True,
-    ways=("same",),
-    rounds=30,
-    seconds=3.0,
-)
+WORKLOADS = {
+    "chunk_cost": Workload(
+        "cost of a chunk from 1 µs to 100 ms",
+        lambda size: [point(cost, chunks) for cost, chunks in CHUNKS[size].items()],
+        job,
+        fill,
+        verify,
+        per_chunk=True,
+        ways=("same",),
+        rounds=30,
+        seconds=3.0,
+    ),
+    "workers": Workload(
+        "1 to 16 workers, chunks of 1 ms",
+        lambda size: [{"workers": n, **point(1_000, WORKERS[size][n])} for n in WORKERS[size]],
+        job,
+        fill,
+        verify,
+        systems=("ours", "ceiling", *PEERS),
+        others="start a cluster per number of workers, or have no workers of their own",
+        ways=("same",),
+        rounds=7,
+        seconds=0.6,
+    ),
+}

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 from benchmarks import harness, systems
-from benchmarks.workloads import Point, Workload
+from benchmarks.workloads import Workload
 
 SCRIPT = """
 import time
@@ -35,12 +35,15 @@ RIGHT = [sum(range(16 * row, 16 * row + 16)) for row in range(8)]
 Measured = tuple[str, str, "list[float] | str"]
 
 
-def points(_: str) -> list[Point]:
-    """Return the only point; each system's file has its script."""
-    return [{"chunks": 8}]
-
-
-WORKLOAD = Workload("cold start: sums of 8 rows", points, how="cold", rounds=7)
+# Each system's file has its script.
+WORKLOADS = {
+    "cold": Workload(
+        "cold start: sums of 8 rows",
+        lambda _: [{"chunks": 8}],
+        how="cold",
+        rounds=7,
+    )
+}
 
 
 def measure(names: list[str], rounds: int, workers: int, directory: str) -> Iterator[Measured]:

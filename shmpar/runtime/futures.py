@@ -182,56 +182,69 @@ def surely(action: Callable[[], object]) -> None:
         return
 
 
+_Tasks = queue.SimpleQueue[Callable[[], object] | None]
+
+
 class CallbackThreads:
     """Threads that run callbacks of the user; one for each callback that has not returned."""
 
+    # Invariant: a thread alone gets from its queue. If several threads waited at a queue, and one
+    # took the item that has woken another, `SimpleQueue.get` of the other could lose its timeout.
+
     def __init__(self) -> None:
-        self._tasks = queue.SimpleQueue[Callable[[], object] | None]()
-        self._idle = threading.Semaphore(0)
-        self._threads: set[threading.Thread] = set()
+        self._idle = deque[_Tasks]()
+        self._threads: dict[threading.Thread, _Tasks] = {}
 
     def run(self, task: Callable[[], object]) -> None:
         """Run a task in an idle thread, or in a new one; only the pool thread calls this."""
-        self._tasks.put(task)
-        if not self._idle.acquire(blocking=False):
-            thread = threading.Thread(target=self._serve, name="shmpar-callback", daemon=True)
-            self._threads.add(thread)
-            try:
-                thread.start()
-            except BaseException:
-                self._threads.discard(thread)  # Why: nobody can wait for its end.
-                raise
+        try:
+            self._idle.pop().put(task)
+        except IndexError:
+            self._start(task)
 
-    def _serve(self) -> None:
-        while (task := self._next()) is not None:
+    def _start(self, task: Callable[[], object]) -> None:
+        tasks: _Tasks = queue.SimpleQueue()
+        tasks.put(task)
+        name = "shmpar-callback"
+        thread = threading.Thread(target=self._serve, args=(tasks,), name=name, daemon=True)
+        self._threads[thread] = tasks
+        try:
+            thread.start()
+        except BaseException:
+            self._threads.pop(thread, None)  # Why: nobody can wait for its end.
+            raise
+
+    def _serve(self, tasks: _Tasks) -> None:
+        while (task := self._next(tasks)) is not None:
             try:
                 task()
             except BaseException:
                 # Why the futures' logger: it is where other executors report this.
                 logging.getLogger("concurrent.futures").exception("exception calling callback")
             del task
-            self._idle.release()
+            self._idle.append(tasks)
 
-    def _next(self) -> Callable[[], object] | None:
+    def _next(self, tasks: _Tasks) -> Callable[[], object] | None:
         """Return the next task; None if there was none for a while, or never will be."""
-        while True:
+        try:
+            return tasks.get(timeout=_IDLE_SECONDS)
+        except queue.Empty:
             try:
-                return self._tasks.get(timeout=_IDLE_SECONDS)
-            except queue.Empty:
-                # Invariant: a thread exits only if it is still counted as idle, so that a task
-                # that was put meanwhile finds one.
-                if self._idle.acquire(blocking=False):
-                    self._threads.discard(threading.current_thread())
-                    return None
+                self._idle.remove(tasks)
+            except ValueError:
+                return tasks.get()  # Why: `run` has taken the queue, and puts a task.
+            self._threads.pop(threading.current_thread(), None)
+            return None
 
     def __contains__(self, thread: threading.Thread) -> bool:
         return thread in self._threads
 
     def close(self) -> None:
         """End the threads; wait for them unless this is one of them."""
-        threads, self._threads = list(self._threads), set()
-        for _ in threads:
-            self._tasks.put(None)
+        threads, self._threads = dict(self._threads), {}
+        self._idle.clear()
+        for tasks in threads.values():
+            tasks.put(None)
         if threading.current_thread() not in threads:
             for thread in threads:
                 thread.join()
