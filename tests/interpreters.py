@@ -90,7 +90,7 @@ def output_after_setup(shell: Sequence[str], setup: str, source: str) -> str:
         timeout=120,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout
 
 

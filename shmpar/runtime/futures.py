@@ -141,8 +141,13 @@ class _Apart:
 
     def wait(self) -> None:
         self.done.wait()
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            # Why: its traceback has this frame, so the engine would live until a collection.
+            del error
 
 
 def start_thread(thread: threading.Thread) -> None:
