@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from functools import partial
 import numpy as np
 
 import shmpar
+from benchmarks.harness import cores
 
 BUSY = 0.002  # seconds of the processor for a chunk
 BAND = 64  # rows of a chunk of the square roots
@@ -30,7 +30,7 @@ def scaling(*, quick: bool) -> None:
     print(f"  square roots of {large.nbytes / 1e6:.0f} MB into a fresh output, read and written")
     print("  workers" + "".join(f"{name:>12}" for name in COLUMNS))
     workers = 1
-    while workers <= (os.cpu_count() or 1):
+    while workers <= cores():
         with shmpar.Pool(workers) as pool:
             pool.map_blocks(np.negative, small, chunks=(1, 8))
             figures = [

@@ -175,7 +175,7 @@ def lose_one(
 
 @pytest.mark.stress
 def test_events_that_the_pool_does_not_hear(client: Any, tmp_path: Path) -> None:
-    """A user takes over the topic: a killed host, and its successor, are found all the same."""
+    """A killed host, and its successor, are found although the events go to the user alone."""
     heard: list[Any] = []
     with shmpar.Pool(engine=client, host_timeout=20) as pool:
         contract.wait_for_hosts(pool, 3)
@@ -187,7 +187,7 @@ def test_events_that_the_pool_does_not_hear(client: Any, tmp_path: Path) -> None
 
 
 def test_a_handler_of_the_user_hears_on(client: Any) -> None:
-    """It hears all events while a pool listens too, and after that; they may be of any type."""
+    """It hears all events beside a pool, and after the end of the pool."""
     heard: list[Any] = []
     client.subscribe_topic("all", heard.append)
     with shmpar.Pool(engine=client) as pool:

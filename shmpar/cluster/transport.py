@@ -138,8 +138,8 @@ class ExecutorTransport:
     def __init__(self, executor: Executor, hosts: int) -> None:
         self.hosts = self.places = hosts
         self._executor = executor
-        # Why a thread: an executor may fork its processes in the thread that submits, and a child
-        # of the pool thread would take itself for a worker.
+        # Why a thread: an executor may fork its processes in the thread that submits. A child of
+        # the pool thread would take itself for a worker.
         self._tasks = queue.SimpleQueue[Callable[[], None] | None]()
         self._thread = threading.Thread(target=self._submit, name="shmpar-executor", daemon=True)
         self._futures: dict[int, Future[Any]] = {}

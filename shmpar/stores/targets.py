@@ -4,7 +4,7 @@ Guarantees
 ----------
 No two chunks of a call write into one unit of a store, and a new zarr array has the chunks of the
 grid. Why: a store writes a unit as a whole. Two workers that write parts of the same unit each read
-the old unit, and the later write restores the old part of the other worker.
+the old unit. So the later write restores the old part of the other worker.
 An object that loses the writes of other processes (a dict, memory of this process) is refused
 before anything starts. So is an object with a single writer (a zip file, a chunked HDF5 dataset).
 """

@@ -7,9 +7,9 @@ Guarantees
 ----------
 - The selected elements are exactly those of the sorted array, for any chunks.
 - The first pass takes a random sample of each block; of integers of 8 bits it takes the counts.
-- The second pass takes the elements between two values of the sample that enclose a wanted element,
-  and counts those below (Floyd and Rivest, 1975). It takes at most about 64 MiB at a time, so many
-  ranks need several passes.
+- The second pass takes the elements between two values of the sample that enclose a wanted element.
+  It also counts those below (Floyd and Rivest, 1975). At most about 64 MiB are taken at a time, so
+  many ranks need several passes.
 - If the values do not enclose it, both passes are repeated for the elements beyond them.
 """
 

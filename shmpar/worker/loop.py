@@ -212,8 +212,8 @@ def _run_claim(
 def _open_stores(assignment: Assignment, channel: Channel, tickets: int) -> None:
     """Open the stores of a run, if a claim of so many tickets is the first one.
 
-    Why here: ``task_timeout`` and the blame for a death hold for the first chunk of the claim, and
-    a worker that comes too late for a claim opens nothing.
+    Why here: ``task_timeout`` and the blame for a death hold for the first chunk of the claim. A
+    worker that comes too late for a claim opens nothing.
     """
     if assignment.claimed > tickets:
         return
