@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import shutil
@@ -308,6 +309,23 @@ def test_an_opener_that_exits(pool: shmpar.Pool, tmp_path: Path) -> None:
     flag.touch()
     with pytest.raises(shmpar.StoreError, match="cannot be opened: SystemExit: 3"):
         pool.map_blocks(double, store)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, asyncio.CancelledError])
+def test_an_opener_that_raises_what_is_no_error(tmp_path: Path, error: type[BaseException]) -> None:
+    """It fails the run, and kills no worker."""
+    path, parent = str(tmp_path / "x.npy"), os.getpid()
+    np.save(path, X)
+
+    def opens(path: str) -> Any:
+        if os.getpid() != parent:
+            raise error("at the opening")
+        return np.load(path, mmap_mode="r")
+
+    with shmpar.Pool(1) as pool:
+        with pytest.raises(shmpar.PlanError, match=f"{error.__name__}: at the opening"):
+            pool.map_blocks(double, shmpar.opened(opens, path))
+        assert not pool.last_run.report.deaths
 
 
 @pytest.mark.parametrize(

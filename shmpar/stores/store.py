@@ -312,7 +312,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
         StoreError
             If it cannot be opened, or has another shape or dtype by now.
         """
-        self._transfer("open", (), lambda _array: None)
+        self.array  # noqa: B018 - it is opened
 
     def forget(self) -> None:
         """Drop the open array, which closes with its last user."""
@@ -406,7 +406,9 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
             )
         if (lost := loses(found)) is not None:
             raise self._error(f"a window of {self._name} would lose {lost}")
-        found = np.asarray(found)[tuple([slice(None, None, one.step) for one in where])]
+        # Why the ellipsis: without it an array of text without axes becomes a shorter scalar.
+        steps = (*[slice(None, None, one.step) for one in where], ...)
+        found = np.asarray(found)[steps]
         if found.shape != lengths or found.dtype.newbyteorder("=") != block.dtype.newbyteorder("="):
             raise self._error(
                 f"a window of {self._name} has shape {found.shape} and dtype {found.dtype}, where "
@@ -457,7 +459,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
         traffic.written += prod(lengths) * self.itemsize
 
     def _transfer(self, verb: str, where: tuple[slice, ...], use: Callable[[Any], Any]) -> Any:
-        """Open the array, or read or write a window of it."""
+        """Read or write a window."""
         began = time.perf_counter()
         try:
             return self._tried(lambda: use(self.array))
