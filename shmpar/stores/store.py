@@ -407,7 +407,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
         if (lost := loses(found)) is not None:
             raise self._error(f"a window of {self._name} would lose {lost}")
         # Why the ellipsis: without it an array of text without axes becomes a shorter scalar.
-        steps = (*[slice(None, None, one.step) for one in where], ...)
+        steps: Any = (*[slice(None, None, one.step) for one in where], ...)
         found = np.asarray(found)[steps]
         if found.shape != lengths or found.dtype.newbyteorder("=") != block.dtype.newbyteorder("="):
             raise self._error(
