@@ -355,6 +355,23 @@ def test_an_opener_that_hangs_or_dies(
         pool.map_blocks(double, store, chunks=-1)
 
 
+@pytest.mark.parametrize("library", ["h5py", "missing"])
+def test_the_library_of_a_format_is_imported_before_a_store_is_open(
+    run_python: Any, library: str
+) -> None:
+    """``task_timeout``, which begins with the first claim, need not cover its import.
+
+    The opening tells the error of a library that is missing.
+    """
+    run_python(f"""
+        import sys
+        from shmpar.stores import store
+        store._LIBRARIES["hdf5"] = {library!r},
+        store.OpenStores().bind(store.Store(b"", (1,), "u1", None, "hdf5", "x.h5:x"))
+        assert ("h5py" in sys.modules) == ({library!r} == "h5py")
+    """)
+
+
 def test_a_store_is_closed_when_the_run_ends(pool: shmpar.Pool, tmp_path: Path) -> None:
     """No worker has the file of a store open after the run."""
     given = store_formats.opened_hdf5(str(tmp_path), X, (5, 4))

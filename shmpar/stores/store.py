@@ -14,7 +14,9 @@ A worker opens a store once per run and opener, for its first chunk, and closes 
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import importlib
 import pickle
 import threading
 import time
@@ -41,6 +43,10 @@ _PERMANENT: Final = frozenset(
         errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EINVAL, errno.ENAMETOOLONG,
     }
 )  # fmt: skip
+_LIBRARIES: Final = {
+    "zarr": ("zarr",), "hdf5": ("h5py",), "tiff": ("tifffile", "zarr"), "dask": ("dask.array",),
+    "xarray": ("xarray",),
+}  # fmt: skip
 _WAIT_SECONDS: Final = 0.05
 _BAND_BYTES: Final = 16 << 20
 
@@ -81,6 +87,10 @@ class OpenStores:
 
     def bind(self, store: Store) -> Store:
         """Return a store that shares its array with all that have the same opener."""
+        # Why here: ``task_timeout`` holds for the opening, and an import may take longer.
+        for name in _LIBRARIES.get(store.kind, ()):
+            with contextlib.suppress(Exception):  # Why: the opening raises it again.
+                importlib.import_module(name)
         made = store.bound(self._arrays)
         self._bound.add(made)
         return made
