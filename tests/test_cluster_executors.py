@@ -535,6 +535,16 @@ def test_work_that_comes_as_an_idle_host_ends(
         assert call.result(60) == 1
 
 
+def test_a_host_that_has_ended_takes_no_work() -> None:
+    """Not even after its thread has looked once more if it is abandoned."""
+    with ThreadPoolExecutor(1) as ex, shmpar.Pool(engine=ex) as pool:
+        assert pool.submit(abs, -1).result() == 1
+        (host,) = serving._hosts.values()
+        host.close()
+        host._is_abandoned()
+        assert not host.begin()
+
+
 def test_a_broken_executor_is_hosts_lost_and_another_pool_resumes(local: shmpar.Pool) -> None:
     """The finished chunks stay; `run.resume(pool)` computes the others."""
     here = os.getpid()

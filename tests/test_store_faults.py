@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import shutil
@@ -310,6 +311,23 @@ def test_an_opener_that_exits(pool: shmpar.Pool, tmp_path: Path) -> None:
         pool.map_blocks(double, store)
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, asyncio.CancelledError])
+def test_an_opener_that_raises_what_is_no_error(tmp_path: Path, error: type[BaseException]) -> None:
+    """It fails the run, and kills no worker."""
+    path, parent = str(tmp_path / "x.npy"), os.getpid()
+    np.save(path, X)
+
+    def opens(path: str) -> Any:
+        if os.getpid() != parent:
+            raise error("at the opening")
+        return np.load(path, mmap_mode="r")
+
+    with shmpar.Pool(1) as pool:
+        with pytest.raises(shmpar.PlanError, match=f"{error.__name__}: at the opening"):
+            pool.map_blocks(double, shmpar.opened(opens, path))
+        assert not pool.last_run.report.deaths
+
+
 @pytest.mark.parametrize(
     ("ends", "error", "text"),
     [
@@ -335,6 +353,23 @@ def test_an_opener_that_hangs_or_dies(
     limited = shmpar.Pool(1, task_timeout=limit, retries=0)
     with limited as pool, pytest.raises(error, match=f"chunk 0 at .*{text}"):
         pool.map_blocks(double, store, chunks=-1)
+
+
+@pytest.mark.parametrize("library", ["h5py", "missing"])
+def test_the_library_of_a_format_is_imported_before_a_store_is_open(
+    run_python: Any, library: str
+) -> None:
+    """``task_timeout``, which begins with the first claim, need not cover its import.
+
+    The opening tells the error of a library that is missing.
+    """
+    run_python(f"""
+        import sys
+        from shmpar.stores import store
+        store._LIBRARIES["hdf5"] = {library!r},
+        store.OpenStores().bind(store.Store(b"", (1,), "u1", None, "hdf5", "x.h5:x"))
+        assert ("h5py" in sys.modules) == ({library!r} == "h5py")
+    """)
 
 
 def test_a_store_is_closed_when_the_run_ends(pool: shmpar.Pool, tmp_path: Path) -> None:

@@ -178,6 +178,16 @@ def test_a_link_that_leads_nowhere_yet(serial, tmp_path):
     assert (tmp_path / "made" / "zarr.json").exists()
 
 
+def test_a_zarr_array_without_axes(serial, tmp_path):
+    """It can be made, and written into once more by its path, its object and its store."""
+    path = str(tmp_path / "x.zarr")
+    made = serial.map_blocks(np.negative, np.array(1.0), out=path)
+    assert made[...] == -1
+    for number, out in enumerate((path, made, shmpar.open(path, mode="r+")), 2):
+        serial.map_blocks(np.negative, np.array(float(number)), out=out)
+        assert made[...] == -number
+
+
 def test_an_array_at_the_path_is_written_into(serial, made, zarr, tmp_path):
     """An existing array that fits stays; its units count, and nothing else is replaced."""
     made("x.zarr", attributes={"name": "kept"})

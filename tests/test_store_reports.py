@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 
 import numpy as np
 import pytest
@@ -82,3 +83,19 @@ def test_the_advice_for_units_names_other_chunks(zarr, tmp_path, chunks, due):
         report = pool.last_run.report
     assert report.unit_reads > 1.25
     assert due in report.advice if due else "of a store" not in report.advice
+
+
+def test_the_opening_of_a_store_belongs_to_no_chunk(tmp_path):
+    """A slow opener makes the chunks no slower: a cluster sizes its spans by their time."""
+    np.save(tmp_path / "x.npy", np.arange(100.0))
+
+    def slowly(path):
+        time.sleep(0.1)
+        return np.load(path, mmap_mode="r")
+
+    store = shmpar.opened(slowly, str(tmp_path / "x.npy"))
+    with shmpar.Pool(engine="serial") as pool:
+        pool.map_blocks(np.negative, store, chunks=10)
+        report = pool.last_run.report
+    assert report.serial_seconds < 0.1 < report.seconds
+    assert report.store_seconds < 0.1

@@ -76,6 +76,13 @@ def test_a_step_reads_into_little_memory(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(got, large[::-100])
 
 
+def test_a_text_without_axes(tmp_path: Path) -> None:
+    """It keeps its dtype, though a scalar of the text has a shorter one."""
+    np.save(tmp_path / "x.npy", np.array("ab", "U5"))
+    got = shmpar.opened(np.load, str(tmp_path / "x.npy"))[...]
+    assert (got[()], got.shape, got.dtype) == ("ab", (), np.dtype("U5"))
+
+
 @pytest.mark.parametrize(
     "key", [23, (0, 17), (..., ...), (0, 0, 0), [1, 2], None, True, 1.0], ids=str
 )

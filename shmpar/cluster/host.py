@@ -556,7 +556,7 @@ class Host:
         with self._state:
             idle = time.monotonic() - self._idle_since > IDLE_SECONDS and self._client < 0
             # Why not while it works: the parent may be the shell that has started this process.
-            self._leaves = not self._working and (idle or os.getppid() != self._parent)
+            self._leaves |= not self._working and (idle or os.getppid() != self._parent)
             return self._leaves
 
     def _read_control(self) -> None:

@@ -224,7 +224,8 @@ def _unit_of(array: Any) -> tuple[int, ...] | None:
         # Why the checks: any library may have such a name, for instance for the unit of the values.
         if not isinstance(found, tuple | list) or len(found) != len(array.shape):
             continue
-        if found and all(isinstance(one, int | np.integer) and one > 0 for one in found):
+        pairs = zip(found, array.shape, strict=True)
+        if all(isinstance(one, int | np.integer) and one >= min(1, n) for one, n in pairs):
             return tuple(map(int, found))
     return None
 

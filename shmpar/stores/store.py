@@ -14,7 +14,9 @@ A worker opens a store once per run and opener, for its first chunk, and closes 
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import importlib
 import pickle
 import threading
 import time
@@ -41,6 +43,10 @@ _PERMANENT: Final = frozenset(
         errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EINVAL, errno.ENAMETOOLONG,
     }
 )  # fmt: skip
+_LIBRARIES: Final = {
+    "zarr": ("zarr",), "hdf5": ("h5py",), "tiff": ("tifffile", "zarr"), "dask": ("dask.array",),
+    "xarray": ("xarray",),
+}  # fmt: skip
 _WAIT_SECONDS: Final = 0.05
 _BAND_BYTES: Final = 16 << 20
 
@@ -81,6 +87,10 @@ class OpenStores:
 
     def bind(self, store: Store) -> Store:
         """Return a store that shares its array with all that have the same opener."""
+        # Why here: ``task_timeout`` holds for the opening, and an import may take longer.
+        for name in _LIBRARIES.get(store.kind, ()):
+            with contextlib.suppress(Exception):  # Why: the opening raises it again.
+                importlib.import_module(name)
         made = store.bound(self._arrays)
         self._bound.add(made)
         return made
@@ -312,7 +322,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
         StoreError
             If it cannot be opened, or has another shape or dtype by now.
         """
-        self._transfer("open", (), lambda _array: None)
+        self.array  # noqa: B018 - it is opened
 
     def forget(self) -> None:
         """Drop the open array, which closes with its last user."""
@@ -406,7 +416,9 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
             )
         if (lost := loses(found)) is not None:
             raise self._error(f"a window of {self._name} would lose {lost}")
-        found = np.asarray(found)[tuple([slice(None, None, one.step) for one in where])]
+        # Why the ellipsis: without it an array of text without axes becomes a shorter scalar.
+        steps: Any = (*[slice(None, None, one.step) for one in where], ...)
+        found = np.asarray(found)[steps]
         if found.shape != lengths or found.dtype.newbyteorder("=") != block.dtype.newbyteorder("="):
             raise self._error(
                 f"a window of {self._name} has shape {found.shape} and dtype {found.dtype}, where "
@@ -457,7 +469,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
         traffic.written += prod(lengths) * self.itemsize
 
     def _transfer(self, verb: str, where: tuple[slice, ...], use: Callable[[Any], Any]) -> Any:
-        """Open the array, or read or write a window of it."""
+        """Read or write a window."""
         began = time.perf_counter()
         try:
             return self._tried(lambda: use(self.array))

@@ -8,7 +8,7 @@ Guarantees
 - An exception of the function never ends the loop; the run decides on its consequences.
 - Where chunks are short, the clock is read once per claim, and each chunk of it is noted with the
   mean. Where they are long, it is read once per chunk: the end of a chunk begins the next.
-- The time in which a worker waits for its outputs belongs to no chunk.
+- The time in which a worker opens its stores, or waits for its outputs, belongs to no chunk.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from time import monotonic_ns, perf_counter
 from typing import Any
 
-from shmpar.errors import StoreError
 from shmpar.ipc.ledger import CURSOR, DONE, FAILED, FIRST, GENERATION, JOINED, LAST, SINCE, WAITED
 from shmpar.stores.store import Store, StoreRows
 from shmpar.worker.compute import Abandoned, Assignment, Channel, Chunks, Compute, ComputeRange
@@ -122,8 +121,9 @@ def _work(assignment: Assignment, channel: Channel) -> bool:
             plain = _from_base(plain, base)
         compute = clock.begin(plain, first, last, began)
         compute_range = chunks.compute_range if compute is plain else None
-        _run_claim(assignment, channel, compute_range or _each(assignment, compute), first, last)
-        spent = perf_counter() - began
+        compute_range = compute_range or _each(assignment, compute)
+        opening = _run_claim(assignment, channel, compute_range, first, last)
+        spent = perf_counter() - began - opening
         clock.end(spent)
         size = _next_size(size, spent / (last - first), count - last, assignment.workers, band)
         size = min(size, assignment.max_tickets - assignment.claimed)
@@ -168,7 +168,8 @@ def _each(assignment: Assignment, compute: Compute) -> ComputeRange:
 
 def _run_claim(
     assignment: Assignment, channel: Channel, compute_range: ComputeRange, first: int, last: int
-) -> None:
+) -> float:
+    """Compute the chunks of a claim; return the seconds in which its stores were opened."""
     slot, plan = assignment.slot, assignment.plan
     # Invariant: the slot is emptied before it is filled, and `last` is written at the end, so that
     # a worker killed in between holds its old claim, nothing, or its whole new claim.
@@ -178,7 +179,8 @@ def _run_claim(
     ticket, failed = first, []
     slot[SINCE] = monotonic_ns()
     slot[LAST] = last
-    _open_stores(assignment, channel, last - first)
+    # Why not later claims: the stores are open then.
+    opening = _open_stores(assignment, channel) if assignment.claimed == last - first else 0.0
     while ticket < last:
         try:
             compute_range(ticket, last)
@@ -207,24 +209,27 @@ def _run_claim(
     if assignment.reports:
         channel.finished(assignment.generation, first, ticket)
     slot[CURSOR] = last
+    return opening
 
 
-def _open_stores(assignment: Assignment, channel: Channel, tickets: int) -> None:
-    """Open the stores of a run, if a claim of so many tickets is the first one.
+def _open_stores(assignment: Assignment, channel: Channel) -> float:
+    """Open the stores of a run in its first claim; return the seconds.
 
     Why here: ``task_timeout`` and the blame for a death hold for the first chunk of the claim. A
     worker that comes too late for a claim opens nothing.
     """
-    if assignment.claimed > tickets:
-        return
+    began = perf_counter()
     try:
         for one in (*assignment.arrays, *(assignment.outputs or ())):
             if isinstance(one, Store | StoreRows):
                 one.open()
-    except StoreError as error:
+    except BaseException as error:  # Why: an opener is the user's code, as the function is.
         exit_if_forked(error)
+        if isinstance(error, KeyboardInterrupt) and channel.interruptible:
+            raise
         channel.reject(error)
         raise Abandoned from error
+    return perf_counter() - began
 
 
 def _report(assignment: Assignment, channel: Channel, chunk: int, error: BaseException) -> None:
