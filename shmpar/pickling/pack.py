@@ -68,6 +68,7 @@ from shmpar.pickling.unpack import (
     live_class,
     live_globals,
     module_globals,
+    own_names,
     segment_array,
     set_class,
     set_new_class,
@@ -280,7 +281,7 @@ class _Pickler(CheckedPickler):
             arguments = module.place(), class_layout(definition), make, arguments
             make = live_class
         place = set_new_class if self._is_result else set_class
-        return make, arguments, (state, setter, [*vars(definition)]), items, pairs, place
+        return make, arguments, (state, setter, own_names(definition)), items, pairs, place
 
     def _updates(self, obj: Any) -> list[_Call]:
         """Return the changes of the modules that an object reaches, unless they were pickled."""
