@@ -326,7 +326,8 @@ class _Pickler(CheckedPickler):
             # Why the type: cloudpickle puts a dict there for a function of a changed module.
             if type(self.globals_ref.get(id(names))) is not _Call:
                 attributes = {one: names[one] for one in MODULE_NAMES if one in names}
-                deleted = [one for one in known if one not in names]
+                # Why a list: another thread may add names meanwhile.
+                deleted = [one for one in list(known) if one not in names]
                 self.globals_ref[id(names)] = _Call(module_globals, name, attributes, deleted)
             known.update(dict.fromkeys(one for one in all_names(function.__code__) if one in names))
 
