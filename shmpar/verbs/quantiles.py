@@ -298,10 +298,12 @@ class Quantiles(Partials):
         grid = call.inputs.cut(chunks, whole=axes if short else ())
         if short or all(grid.numblocks[k] == 1 for k in axes):
             grid = _with(grid, {k: values.shape[k] for k in axes})
-            call.func, call.grid = partial(_of_lines, whole=whole, axis=axes), grid
+            like_first = len(axes) < values.ndim and _depends_on_nan(whole, values.dtype)
+            reduce = partial(_of_lines, whole) if like_first else whole
+            call.func, call.grid = partial(reduce, axis=axes), grid
             call.placement = place_blocks(grid, axes, tuple(range(ndim)) or None, None)
             found = self._unfilled(call)
-            if found.dtype.kind == "f" and (first := _line_of_nan(values, whole, axes)):
+            if like_first and (first := _line_of_nan(values, axes)):
                 found = found.astype(np.asarray(whole(values[first].ravel())).dtype, copy=False)
         else:
             found = self._select_lines(call, axes, grid, finish)
@@ -338,9 +340,15 @@ def _with(grid: Grid, lengths: dict[int, int]) -> Grid:
     return Grid(tuple(one.get(k, axis) for k, axis in enumerate(grid.axes)))
 
 
-def _of_lines(block: Array, whole: Any, axis: Axes) -> Any:
+def _depends_on_nan(whole: Any, dtype: np.dtype[Any]) -> bool:
+    """Return whether NumPy gives lines another dtype if the first one has NaN alone."""
+    leaves_nan_out = isinstance(whole, partial) and whole.func.__name__[:3] == "nan"
+    return leaves_nan_out and dtype.kind == "f" and whole(np.zeros(1, dtype)).dtype != dtype
+
+
+def _of_lines(whole: Any, block: Array, axis: Axes) -> Any:
     """Reduce the lines of a block, in the dtype that NumPy gives to a line with elements."""
-    first = _line_of_nan(block, whole, axis)
+    first = _line_of_nan(block, axis)
     if not first:
         return whole(block, axis=axis)
     block = block.copy()
@@ -350,17 +358,10 @@ def _of_lines(block: Array, whole: Any, axis: Axes) -> Any:
     return found
 
 
-def _line_of_nan(values: Array, whole: Any, axes: Axes) -> tuple[Any, ...]:
-    """Return the index of the first line, if it has NaN alone and NumPy gives it another dtype.
-
-    Why: NumPy gives all lines the dtype of the first one.
-    """
-    kept = len(axes) < values.ndim and values.dtype.kind == "f"
-    if not (kept and isinstance(whole, partial) and whole.func.__name__[:3] == "nan"):
-        return ()
-    one = np.asarray(whole(np.zeros(1, values.dtype)))
+def _line_of_nan(values: Array, axes: Axes) -> tuple[Any, ...]:
+    """Return the index of the first line along the axes; empty unless it has NaN alone."""
     first = tuple(slice(None) if k in axes else 0 for k in range(values.ndim))
-    return first if one.dtype != values.dtype and np.isnan(values[first]).all() else ()
+    return first if np.isnan(values[first]).all() else ()
 
 
 def _compared(block: Array, keep: Keep, compare: Any, limit: Any) -> Array:
