@@ -328,7 +328,9 @@ class Quantiles(Partials):
                 results.append(finish(selection))
             else:
                 missing = "NaT" if values.dtype.kind in "mM" else np.nan
-                results.append(whole(np.full(1, missing, values.dtype)))
+                # Why lines: NumPy gives the quantile of all elements another dtype.
+                lines = np.full((1,) * values.ndim, missing, values.dtype)
+                results.append(whole(lines, axis=axes)[(..., *[0] * len(kept))])
         # Why: several arrays are joined in the byte order of this machine.
         found = np.stack(results, axis=-1).astype(np.asarray(results[0]).dtype, copy=False)
         return found.reshape((*found.shape[:-1], *[values.shape[k] for k in kept]))

@@ -91,14 +91,19 @@ def test_quantiles_are_numpys(serial: shmpar.Pool, case: Any, name: str, **drawn
 
 
 @new_places
+@pytest.mark.parametrize("long", [False, True])
 @pytest.mark.parametrize("q", [np.float64(30), [30, 50], np.float32(30), 30.0], ids=repr)
-def test_a_line_of_nan_has_the_dtype_of_the_others(serial: shmpar.Pool, q: Any) -> None:
-    """NumPy gives a result of another dtype for it, and all lines the dtype of the first one."""
-    values = np.array([[0.1428, np.nan, 7, 0.3, np.nan, 9, 2]], "f4")
+def test_a_line_of_nan_beside_others(
+    serial: shmpar.Pool, monkeypatch: pytest.MonkeyPatch, q: Any, long: bool
+) -> None:
+    """NumPy may give it a result of another dtype, and gives all lines the dtype of the first."""
+    monkeypatch.setattr(quantiles, "_LINE_BYTES", 1 if long else 100)
+    values = np.array([[0.1428, np.nan, 7, 0.3, np.nan, 9, 2]] * 2, "f4")
     for array in (values, values[:, 1:], values.astype(">f2")):
         for chunks in (1, 3):
-            due = np.nanpercentile(array, q, axis=0)
-            same(serial.nanpercentile(array, q, axis=0, chunks=chunks), due)
+            for name in ("percentile", "nanpercentile"):
+                due = getattr(np, name)(array, q, axis=0)
+                same(getattr(serial, name)(array, q, axis=0, chunks=chunks), due)
 
 
 @pytest.mark.parametrize("dtype", ["U1", "S1"])
