@@ -626,6 +626,7 @@ import numpy as np
 class Color(enum.Enum):
     RED = 1
     BLUE = 2
+    ROT = 1
     def text(self):
         return self.name
 class Pair(NamedTuple):
@@ -657,8 +658,10 @@ class Slotted:
         self.own = x
         return self.own + self.K
 class Under(Plain):
+    M = 2
     def get(self, x):
-        return super().get(x) * 10
+        return super().get(x) * 10 + self.M
+Plain.M = 1
 class Outer:
     class Inner:
         K = 1
@@ -696,7 +699,8 @@ def test_classes_that_get_more_attributes_than_their_source_shows(
             assert pool.submit(lambda: keepers.RED).result() is keepers.Color.RED
             del keepers.Added.lock, keepers.Locked.lock
             keepers.Color.text = keepers.Pair.text = lambda self: "new"
-            function = lambda: (keepers.RED.text(), keepers.PAIR.text(), keepers.Color(1).text())
+            red = keepers.Color["ROT"]
+            function = lambda: (keepers.RED.text(), keepers.PAIR.text(), red.text())
             assert pool.submit(function).result() == ("new", "new", "new")
         print("right")
     """
@@ -724,6 +728,7 @@ def test_a_class_whose_objects_the_module_holds(
             check()
             assert pool.submit(lambda one: isinstance(one, keepers.Plain), keepers.PLAIN).result()
             del keepers.Plain.more
+            keepers.Under.M = keepers.Plain.M
             check()
             former = keepers.PLAIN
             class Plain(keepers.Plain):  # Why: a class of another layout is no changed class.

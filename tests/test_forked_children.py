@@ -273,17 +273,19 @@ def test_text_that_waits_is_written_once(run_python: Any) -> None:
 
 
 def test_a_child_exits_with_the_text_of_its_exit(run_python: Any) -> None:
-    """As in a program, a text is written to standard error, and the status is 1."""
+    """As in a program, a text is written to standard error, if it can be, and the status is 1."""
     source = """
         import os, sys, shmpar
 
         def work(code):
             if os.fork() == 0:
+                if code == "closed":
+                    sys.stderr.close()
                 sys.exit(code)
             return os.waitstatus_to_exitcode(os.wait()[1])
 
         with shmpar.Pool(1) as pool:
-            print([pool.submit(work, code).result() for code in (None, 3, "the text")])
+            print([pool.submit(work, code).result() for code in (None, 3, "the text", "closed")])
     """
     done = run_python(source)
-    assert (done.stdout, done.stderr, done.returncode) == ("[0, 3, 1]\n", "the text\n", 0)
+    assert (done.stdout, done.stderr, done.returncode) == ("[0, 3, 1, 1]\n", "the text\n", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import os
 import sys
@@ -95,6 +96,17 @@ class TestFunctions:
         other = sent(function)
         assert other is not function
         assert other(1) == 14
+
+    def test_threads_pickle_functions_of_one_module(self, notebook: Notebook) -> None:
+        """A thread may bring globals while another one looks for those that are gone."""
+        notebook.run("\n".join(f"n{k} = {k}\ndef f{k}(x): return x + n{k}" for k in range(800)))
+        interval, functions = sys.getswitchinterval(), [vars(notebook)[f"f{k}"] for k in range(800)]
+        with concurrent.futures.ThreadPoolExecutor(4) as threads:
+            try:
+                sys.setswitchinterval(1e-6)
+                assert len([*threads.map(pack, functions)]) == len(functions)
+            finally:
+                sys.setswitchinterval(interval)
 
     def test_a_changed_global_is_seen_on_the_next_call(self, notebook: Notebook) -> None:
         """Each call brings the current values of the globals that its function uses."""

@@ -68,6 +68,7 @@ from shmpar.pickling.unpack import (
     live_class,
     live_globals,
     module_globals,
+    own_names,
     segment_array,
     set_class,
     set_new_class,
@@ -280,7 +281,7 @@ class _Pickler(CheckedPickler):
             arguments = module.place(), class_layout(definition), make, arguments
             make = live_class
         place = set_new_class if self._is_result else set_class
-        return make, arguments, (state, setter, [*vars(definition)]), items, pairs, place
+        return make, arguments, (state, setter, own_names(definition)), items, pairs, place
 
     def _updates(self, obj: Any) -> list[_Call]:
         """Return the changes of the modules that an object reaches, unless they were pickled."""
@@ -325,7 +326,8 @@ class _Pickler(CheckedPickler):
             # Why the type: cloudpickle puts a dict there for a function of a changed module.
             if type(self.globals_ref.get(id(names))) is not _Call:
                 attributes = {one: names[one] for one in MODULE_NAMES if one in names}
-                deleted = [one for one in known if one not in names]
+                # Why a list: another thread may add names meanwhile.
+                deleted = [one for one in list(known) if one not in names]
                 self.globals_ref[id(names)] = _Call(module_globals, name, attributes, deleted)
             known.update(dict.fromkeys(one for one in all_names(function.__code__) if one in names))
 

@@ -119,21 +119,37 @@ def module_globals(
 
 # Classes that are pickled by value: a process has one class for all pickles of it.
 
-ClassState = tuple[Any, Callable[[type, Any], object], Sequence[str]]
-"""The state of a class, the function that sets it, and the names of all attributes."""
+ClassState = tuple[Any, Callable[[type, Any], object], list[str]]
+"""The state of a class, the function that sets it, and the names of its own attributes."""
 
 class_attributes: weakref.WeakKeyDictionary[type, set[str]] = weakref.WeakKeyDictionary()
 """The classes that this process has sent or received by value, with the attributes that came."""
 
 
+def own_names(definition: type) -> list[str]:
+    """Return the names of the attributes of a class, without those that are its base's too.
+
+    Why: cloudpickle leaves out attributes that a base has too.
+    """
+    inherited = dict[str, Any]()
+    for base in reversed(definition.__bases__):
+        inherited.update(vars(base))
+    held = vars(definition).items()
+    return [name for name, value in held if name not in inherited or inherited[name] is not value]
+
+
 def set_class(definition: type, packed: ClassState) -> None:
     """Set the attributes of a class from the parent; delete those that it has deleted."""
-    state, setter, names = packed
+    (values, slots), setter, names = packed
     for name in class_attributes.get(definition, set()).difference(names):
         with contextlib.suppress(AttributeError, TypeError):
             delattr(definition, name)
     class_attributes[definition] = set(names)
-    setter(definition, state)
+    if isinstance(definition, enum.EnumType):  # Why: it refuses to set a member, such as an alias.
+        values = {
+            name: value for name, value in values.items() if name not in definition.__members__
+        }
+    setter(definition, (values, slots))
 
 
 def set_new_class(definition: type, packed: ClassState) -> None:
@@ -209,7 +225,7 @@ def live_class(
     for name in layout[2].split("."):
         found = getattr(found, name, None)
     if isinstance(found, type) and class_layout(found) == layout:
-        class_attributes.setdefault(found, set(vars(found)))
+        class_attributes.setdefault(found, set(own_names(found)))
         return found
     return make(*arguments)
 

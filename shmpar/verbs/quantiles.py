@@ -93,9 +93,12 @@ class Selection:
             room = np.cumsum(highs[todo] - lows[todo]) <= most
             room[0] = True
             now, todo = todo[room], todo[~room]
-            limits = [(self._sample[lows[k]], self._sample[highs[k]]) for k in now]
+            pairs = [(self._sample[lows[k]], self._sample[highs[k]]) for k in now]
+            limits = list(dict.fromkeys(pairs))  # Why: equal elements have one pair for many ranks.
             parts = self._collect(partial(_around, keep=self._keep, limits=limits))
-            for k, (low, high), *each in zip(now, limits, *parts, strict=True):
+            around = dict(zip(limits, zip(*parts, strict=True), strict=True))
+            for k, (low, high) in zip(now, pairs, strict=True):
+                each = around[low, high]
                 below, up_to, after = (sum(one[n] for one in each) for n in range(3))
                 inside = np.concatenate([one[3] for one in each])
                 rank = ranks[k]
@@ -295,9 +298,13 @@ class Quantiles(Partials):
         grid = call.inputs.cut(chunks, whole=axes if short else ())
         if short or all(grid.numblocks[k] == 1 for k in axes):
             grid = _with(grid, {k: values.shape[k] for k in axes})
-            call.func, call.grid = partial(whole, axis=axes), grid
+            like_first = len(axes) < values.ndim and _depends_on_nan(whole, values.dtype)
+            reduce = partial(_of_lines, whole) if like_first else whole
+            call.func, call.grid = partial(reduce, axis=axes), grid
             call.placement = place_blocks(grid, axes, tuple(range(ndim)) or None, None)
             found = self._unfilled(call)
+            if like_first and (first := _line_of_nan(values, axes)):
+                found = found.astype(np.asarray(whole(values[first].ravel())).dtype, copy=False)
         else:
             found = self._select_lines(call, axes, grid, finish)
         found = found[()] if isinstance(found, np.ndarray) else found  # Why: text is a scalar
@@ -321,7 +328,9 @@ class Quantiles(Partials):
                 results.append(finish(selection))
             else:
                 missing = "NaT" if values.dtype.kind in "mM" else np.nan
-                results.append(whole(np.full(1, missing, values.dtype)))
+                # Why lines: NumPy gives the quantile of all elements another dtype.
+                lines = np.full((1,) * values.ndim, missing, values.dtype)
+                results.append(whole(lines, axis=axes)[(..., *[0] * len(kept))])
         # Why: several arrays are joined in the byte order of this machine.
         found = np.stack(results, axis=-1).astype(np.asarray(results[0]).dtype, copy=False)
         return found.reshape((*found.shape[:-1], *[values.shape[k] for k in kept]))
@@ -333,6 +342,30 @@ def _with(grid: Grid, lengths: dict[int, int]) -> Grid:
     return Grid(tuple(one.get(k, axis) for k, axis in enumerate(grid.axes)))
 
 
+def _depends_on_nan(whole: Any, dtype: np.dtype[Any]) -> bool:
+    """Return whether NumPy gives lines another dtype if the first one has NaN alone."""
+    leaves_nan_out = isinstance(whole, partial) and whole.func.__name__[:3] == "nan"
+    return leaves_nan_out and dtype.kind == "f" and whole(np.zeros(1, dtype)).dtype != dtype
+
+
+def _of_lines(whole: Any, block: Array, axis: Axes) -> Any:
+    """Reduce the lines of a block, in the dtype that NumPy gives to a line with elements."""
+    first = _line_of_nan(block, axis)
+    if not first:
+        return whole(block, axis=axis)
+    block = block.copy()
+    block[first] = 0
+    found = whole(block, axis=axis)
+    found[(..., *[0] * (block.ndim - len(axis)))] = np.nan
+    return found
+
+
+def _line_of_nan(values: Array, axes: Axes) -> tuple[Any, ...]:
+    """Return the index of the first line along the axes; empty unless it has NaN alone."""
+    first = tuple(slice(None) if k in axes else 0 for k in range(values.ndim))
+    return first if np.isnan(values[first]).all() else ()
+
+
 def _compared(block: Array, keep: Keep, compare: Any, limit: Any) -> Array:
     values = keep(block)
     with np.errstate(invalid="ignore"):  # Why: of complex NaN.
@@ -340,7 +373,9 @@ def _compared(block: Array, keep: Keep, compare: Any, limit: Any) -> Array:
     return found
 
 
-def _sample(block: Array, keep: Keep) -> tuple[int, int, Array, Array, bool]:
+def _sample(
+    block: Array, keep: Keep, block_id: Sequence[int] = (0,)
+) -> tuple[int, int, Array, Array, bool]:
     """Return the numbers of NaN and of other elements of a block, and some of its elements.
 
     They come with the number of elements that each of them stands for, and True if it is exact.
@@ -356,8 +391,9 @@ def _sample(block: Array, keep: Keep) -> tuple[int, int, Array, Array, bool]:
     if is_whole:
         chosen = values
     else:
-        # Why a seed: a pass that is repeated for a lost worker takes the same elements.
-        rng, count = np.random.default_rng(len(values)), max(_WHOLE, len(values) // _SAMPLED)
+        # Why this seed: a pass that is repeated for a lost worker takes the same elements. Blocks
+        # with the same values need samples of their own, which tell more than the same one.
+        rng, count = np.random.default_rng(block_id), max(_WHOLE, len(values) // _SAMPLED)
         chosen = values[rng.integers(0, len(values), count)]
     if nans:
         some = chosen[~np.isnan(chosen)]

@@ -144,8 +144,9 @@ def exit_if_forked(error: BaseException | None = None) -> None:
         case SystemExit(code=int() | None as code):
             status = code or 0
         case SystemExit(code=text):
-            print(text, file=sys.stderr)  # noqa: T201 - as the interpreter does
             status = 1
+            with contextlib.suppress(Exception):  # Why: the stream may be closed.
+                sys.stderr.write(f"{text}\n")
         # Why not errors of this package: the child has abandoned the work that raises them.
         case BaseException() if not is_raised_here(error):
             sys.excepthook(type(error), error, error.__traceback__)

@@ -90,6 +90,22 @@ def test_quantiles_are_numpys(serial: shmpar.Pool, case: Any, name: str, **drawn
     same(outcome(getattr(serial, name), array, axis=axis, chunks=chunks, **drawn), due)
 
 
+@new_places
+@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize("q", [np.float64(30), [30, 50], np.float32(30), 30.0], ids=repr)
+def test_a_line_of_nan_beside_others(
+    serial: shmpar.Pool, monkeypatch: pytest.MonkeyPatch, q: Any, long: bool
+) -> None:
+    """NumPy may give it a result of another dtype, and gives all lines the dtype of the first."""
+    monkeypatch.setattr(quantiles, "_LINE_BYTES", 1 if long else 100)
+    values = np.array([[0.1428, np.nan, 7, 0.3, np.nan, 9, 2]] * 2, "f4")
+    for array in (values, values[:, 1:], values.astype(">f2")):
+        for chunks in (1, 3):
+            for name in ("percentile", "nanpercentile"):
+                due = getattr(np, name)(array, q, axis=0)
+                same(getattr(serial, name)(array, q, axis=0, chunks=chunks), due)
+
+
 @pytest.mark.parametrize("dtype", ["U1", "S1"])
 def test_a_single_text_is_its_quantile(serial: shmpar.Pool, dtype: str) -> None:
     """As in NumPy, and also with keepdims=True."""
@@ -165,13 +181,14 @@ def test_elements_keep_their_byte_order(
             same(serial.quantile(values, q, axis, chunks=2, **keywords), due)
 
 
-@pytest.mark.parametrize("order", ["random", "sorted", "equal", "two", "bytes"])
+@pytest.mark.parametrize("order", ["random", "sorted", "equal", "two", "grid", "bytes"])
 def test_a_selection_takes_few_passes(
     pool: shmpar.Pool, monkeypatch: pytest.MonkeyPatch, order: str
 ) -> None:
     """Two passes find several percentiles, however the elements lie; of bytes one does."""
     values = np.random.default_rng(1).normal(size=300_000)
     others = {"sorted": np.sort(values), "equal": values * 0, "two": np.sign(values)}
+    others["grid"] = np.tile(np.random.default_rng(2).normal(size=9_000), 33)
     values = (values * 40).astype("i1") if order == "bytes" else others.get(order, values)
     passes, run = [], pool._run
     monkeypatch.setattr(pool, "_run", lambda call: passes.append(call) or run(call))
