@@ -518,11 +518,14 @@ class Loop:
     def _elsewhere(self, engine: Engine, run: Run) -> list[int]:
         """Return the workers that are in a chunk of another run, or in a call.
 
-        Invariant: the counters of `run` were stopped before the latest wait for events. So a worker
-        that had been in a call then, and has left it, has reported that.
+        Invariant: the counters of `run` were stopped before. So a worker that is elsewhere holds
+        no ticket of `run`, and gets none.
         """
         others = [one.execution.busy() for one in self._running() if one is not run]
-        return [*engine.in_calls(), *itertools.chain.from_iterable(others)]
+        # Why the look: the end of a call may not have been read, and its worker has gone on.
+        in_run = run.execution.busy()
+        in_calls = [worker for worker in engine.in_calls() if worker not in in_run]
+        return [*in_calls, *itertools.chain.from_iterable(others)]
 
     def _running(self, runs: Iterable[Run] | None = None) -> list[Run]:
         """Return those of the runs, of all by default, that have begun and are not over."""
