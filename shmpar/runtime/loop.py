@@ -452,8 +452,8 @@ class Loop:
         self._logs.flush()
 
     def _timeout(self) -> float | None:
-        """Return the seconds until a chunk may be overdue, or a grace is over."""
-        waits = []
+        """Return the seconds until a chunk may be overdue, a grace is over, or callbacks wait."""
+        waits = [TICK_SECONDS] if self._callbacks.attend() else []
         for run in self._runs.values():
             if run.execution.policy.task_timeout is not None:
                 waits.append(min(TICK_SECONDS, run.execution.policy.task_timeout))
@@ -623,7 +623,9 @@ class Loop:
         if self._closing is None or self._runs or self._inbox:
             return False
         expired = self._deadline is not None and time.monotonic() >= self._deadline
-        return expired or not self._calls
+        # Why callbacks: those in progress may wait for those that have not begun.
+        waits = self._callbacks.attend() and len(self._callbacks) > 0
+        return expired or not (self._calls or waits)
 
     def _end(self) -> None:
         with self._starting, self._making:
