@@ -620,7 +620,8 @@ def test_a_callback_without_a_thread_runs_later(
         call.add_done_callback(lambda _: called.set())
         begin.set()
         assert call.result(60)
-        assert pool.submit(abs, -1).result(60) == 1
+        run = pool.map_blocks(abs, np.ones(2), progress=lambda *_: None, wait=False)
+        assert run.result(60).tolist() == [1, 1]
         assert not called.is_set()
         if later:
             scarce.clear()

@@ -260,8 +260,8 @@ class CallbackThreads:
     def __contains__(self, thread: threading.Thread) -> bool:
         return thread in self._threads
 
-    def __len__(self) -> int:
-        return len(self._threads)
+    def __bool__(self) -> bool:
+        return bool(self._threads)
 
     def close(self) -> None:
         """End the threads; wait for them unless this is one of them."""
