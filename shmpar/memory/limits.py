@@ -58,11 +58,11 @@ def keep_standard_streams() -> None:
         try:
             os.fstat(fd)
         except OSError:
-            # Why not dup2: another thread may have opened a file under this number meanwhile.
-            while (null := os.open(os.devnull, os.O_RDWR)) < 3:  # noqa: PLR2004
-                os.set_inheritable(null, True)  # noqa: FBT003 - positional by its signature
-            os.close(null)
-            return
+            null = os.open(os.devnull, os.O_RDWR)
+            if null == fd:
+                os.set_inheritable(fd, True)  # noqa: FBT003 - positional by its signature
+            else:  # Why: another thread has opened a file under the number.
+                os.close(null)
 
 
 def reserve_descriptors(newest: int) -> None:
