@@ -320,6 +320,21 @@ with shmpar.Pool(1) as pool:
     )
 
 
+def test_an_initializer_gets_more_arrays_than_a_message_carries() -> None:
+    """Their segments are sent ahead, as those of calls and runs."""
+    check(
+        """
+arrays = [shmpar.full(40_000, number) for number in range(300)]
+def remember(*given):
+    global total
+    total = sum(array[0] for array in given)
+with shmpar.Pool(1, initializer=remember, initargs=arrays) as pool:
+    print(pool.submit(lambda: total).result())
+""",
+        "44850\n",
+    )
+
+
 def test_a_file_that_takes_the_number_of_a_stream_stays_open() -> None:
     """Another thread opens a file between the look at a closed stream and its replacement."""
     source = """
