@@ -240,12 +240,13 @@ class ByFunction:
         lambda number: collections.OrderedDict(a=number).values(),
         lambda number: {1: number}.items(),
         lambda number: memoryview(bytes([number])),
+        lambda number: np.ma.array([1, number], mask=[0, 1]),
         lambda number: np.frompyfunc([abs, len][number], 1, 1),
         lambda number: np.frompyfunc([lambda x: x + 1, lambda x: x + 2][number], 1, 1),
     ],
 )
 def test_all_of_a_value_counts(make: Any) -> None:
-    """Values count that are left out by `repr`, or that `pickle` refuses."""
+    """Values count that `repr` or `tobytes` leaves out, or that `pickle` refuses."""
     assert fingerprint(make(0)) == fingerprint(make(0)) != fingerprint(make(1))
 
 

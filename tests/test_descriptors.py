@@ -290,21 +290,69 @@ def test_an_array_that_is_closed_while_it_is_sent_is_no_other_file(tmp_path: Pat
     check(
         f"""
 from shmpar.engines.worker_handle import WorkerHandle
-send = WorkerHandle.send_ahead
-def late(handle, attached):
-    WorkerHandle.send_ahead = send
+attach = WorkerHandle.attach_payload
+def late(handle, payload, attached):
+    WorkerHandle.attach_payload = attach
     closed = values._handle.segment.fileno()
     values.close()
     assert os.open({str(tmp_path / "zeros")!r}, os.O_RDONLY) == closed
-    send(handle, attached)
+    attach(handle, payload, attached)
 with shmpar.Pool(1) as pool:
     pool.submit(abs, 1).result()
     values = pool.array(np.full(1000, 3.0))
-    WorkerHandle.send_ahead = late
+    WorkerHandle.attach_payload = late
     print(set(pool.map_blocks(np.negative, values).tolist()))
 """,
         "{-3.0}\n",
     )
+
+
+def test_arrays_that_need_most_of_the_descriptors_are_sent() -> None:
+    """A message holds duplicates of descriptors, of which the hard limit leaves few."""
+    check(
+        """
+limit(500, 500)
+with shmpar.Pool(1) as pool:
+    arrays = [pool.full(40_000, number) for number in range(200)]
+    print(pool.submit(lambda: sum(array[0] for array in arrays)).result())
+""",
+        "19900\n",
+    )
+
+
+def test_an_initializer_gets_more_arrays_than_a_message_carries() -> None:
+    """Their segments are sent ahead, as those of calls and runs."""
+    check(
+        """
+arrays = [shmpar.full(40_000, number) for number in range(300)]
+def remember(*given):
+    global total
+    total = sum(array[0] for array in given)
+with shmpar.Pool(1, initializer=remember, initargs=arrays) as pool:
+    print(pool.submit(lambda: total).result())
+""",
+        "44850\n",
+    )
+
+
+def test_a_file_that_takes_the_number_of_a_stream_stays_open() -> None:
+    """Another thread opens a file between the look at a closed stream and its replacement."""
+    source = """
+        import os
+        from shmpar.memory import limits
+        look, found = os.fstat, []
+        def late(fd):
+            try:
+                return look(fd)
+            except OSError:
+                found.append(os.open("/dev/zero", os.O_RDONLY))
+                raise
+        os.close(0)
+        limits.os.fstat = late
+        limits.keep_standard_streams()
+        assert found == [0] and os.read(0, 1) == bytes(1)
+    """
+    assert run_python(source).returncode == 0
 
 
 def test_no_array_is_a_standard_stream() -> None:

@@ -198,22 +198,6 @@ def test_a_call_for_which_no_thread_can_be_started_is_never_made(tmp_path: Path)
     assert not made.exists()
 
 
-def test_a_pool_whose_callback_had_no_thread_can_be_closed() -> None:
-    """The end of the pool waits for the threads that were started."""
-    go = threading.Event()
-    with shmpar.Pool(1, engine="threads") as pool:
-        future = pool.submit(go.wait, BOUND)
-        while not future.running():
-            threading.Event().wait(0.01)
-        future.add_done_callback(lambda _: None)
-        with no_threads():
-            go.set()
-            assert future.result(BOUND)
-            while pool._loop.engine is not None:  # until the pool thread has met the error
-                threading.Event().wait(0.01)
-        assert pool.submit(abs, -2).result(BOUND) == 2
-
-
 def test_an_interrupted_begin_of_a_bar_cancels_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,6 @@ import functools
 import gc
 import importlib
 import os
-import queue
 import signal
 import threading
 import unittest
@@ -580,21 +579,51 @@ for _engine in ("threads", "processes"):
     _case("test_shutdown", "ExecutorShutdownTest", _engine)
 
 
-def test_each_callback_thread_waits_at_a_queue_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A timeout of `SimpleQueue.get` may be lost among threads; then one of them never exits."""
-    getters: dict[Any, set[int]] = {}
+@pytest.mark.parametrize(("stall", "most"), [(60.0, 2), (0.01, 4)])
+def test_more_callbacks_run_only_if_those_in_progress_wait(
+    stall: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A callback may wait for one that comes later; else a few run at a time."""
+    monkeypatch.setattr(futures, "_FEW_THREADS", 2)
+    monkeypatch.setattr(futures, "_STALL_SECONDS", stall)
+    begin, together, numbers = threading.Event(), threading.Barrier(most), list[int]()
 
-    class Noted(queue.SimpleQueue[Any]):
-        def get(self, *arguments: Any, **keywords: Any) -> Any:
-            getters.setdefault(self, set()).add(threading.get_ident())
-            return super().get(*arguments, **keywords)
+    def wait(_: object) -> None:
+        together.wait(60)
+        numbers.append(sum(one.name == "shmpar-callback" for one in threading.enumerate()))
 
-    monkeypatch.setattr(queue, "SimpleQueue", Noted)
-    threads, barrier = futures.CallbackThreads(), threading.Barrier(4)
-    for _ in range(2):
-        for _ in range(3):
-            threads.run(lambda: barrier.wait(60))
-        barrier.wait(60)
-    threads.close()
-    assert [len(ids) for ids in getters.values()] == [1] * len(getters)
-    assert getters
+    with shmpar.Pool(1, engine="threads") as pool:
+        calls = [pool.submit(begin.wait, 60) for _ in range(4)]
+        for call in calls:
+            call.add_done_callback(wait)
+        begin.set()
+    assert len(numbers) == 4
+    assert max(numbers) <= most
+
+
+@pytest.mark.parametrize("later", [True, False])
+def test_a_callback_without_a_thread_runs_later(
+    later: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the system has no thread for it, it has one later, or runs as the pool is closed."""
+    start, scarce = threading.Thread.start, [True]
+    called, begin = threading.Event(), threading.Event()
+
+    def start_others(thread: threading.Thread) -> None:
+        if thread.name == "shmpar-callback" and scarce:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_others)
+    with shmpar.Pool(1, engine="threads") as pool:
+        call = pool.submit(begin.wait, 60)
+        call.add_done_callback(lambda _: called.set())
+        begin.set()
+        assert call.result(60)
+        run = pool.map_blocks(abs, np.ones(2), progress=lambda *_: None, wait=False)
+        assert run.result(60).tolist() == [1, 1]
+        assert not called.is_set()
+        if later:
+            scarce.clear()
+            assert called.wait(60)
+    assert called.is_set()

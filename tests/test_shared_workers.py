@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,35 @@ def test_an_interrupt_ends_no_call_of_another_thread(
     assert future.result(BOUND) == 3
     assert log.read_text() == "begun\n"
     assert two.map_blocks(np.negative, X, chunks=2).tolist() == (-X).tolist()
+
+
+def test_an_interrupt_ends_a_chunk_behind_messages_that_were_not_read(
+    gates: list[Gate], tmp_path: Path
+) -> None:
+    """The worker has ended a call and begun the chunk, while its results before load slowly."""
+    parent, folder = os.getpid(), str(tmp_path / "0")
+
+    def load() -> None:
+        time.sleep(0.05 * (os.getpid() == parent))
+
+    class Slow:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return load, ()
+
+    def make(_: int) -> Slow:
+        time.sleep(0.012)  # each result is a message of its own
+        return Slow()
+
+    with shmpar.Pool(1) as pool:
+        wait_for_workers(pool)
+        slow, call = pool.parallel_map(make, range(20), wait=False), pool.submit(os.getpid)
+        run = pool.map_blocks(functools.partial(wait_at_gate, folder), X, wait=False)
+        gates[0].wait_for_worker()
+        pool._loop.cancel(run, 0.1)  # as an interrupt does
+        assert run.over.wait(BOUND)
+        with pytest.raises(ProcessLookupError):
+            os.kill(call.result(BOUND), 0)
+        assert slow.result(BOUND) == 20 * [None]
 
 
 def test_an_interrupt_ends_no_chunk_in_place_of_another_run(

@@ -345,8 +345,9 @@ class ProcessesEngine(Engine):
         handle, payload, attached = self._handles[worker], prepared.payload, Attached()
         held: tuple[int, ...] = ()
         if payload is not None:
-            self._tracker.add(handle.attach_payload(payload, attached))
-            handle.send_ahead(attached)
+            pairs = zip(payload.segments, payload.private, strict=True)
+            self._tracker.add(one for one, private in pairs if not private)
+            handle.attach_payload(payload, attached)
             held = packing.held_keys(payload)
         ticket, function = handle.take_ticket(number), prepared.function
         changed = handle.changed(prepared.environment)
@@ -509,9 +510,9 @@ class ProcessesEngine(Engine):
         prepared: PreparedRun = active.prepared
         attached = Attached()
         body, segments = prepared.work(active, generation)
-        self._tracker.add(handle.attach(segments, attached))
+        self._tracker.add(segments.values())
+        handle.attach(segments.values(), attached)
         handle.attach_payload(prepared.payload, attached)
-        handle.send_ahead(attached)
         message = protocol.RunPlan(body, handle.changed(prepared.environment), attached.records)
         handle.send(message, [generation.tickets.fileno(), *attached.descriptors])
 
@@ -519,7 +520,8 @@ class ProcessesEngine(Engine):
         attached = Attached()
         prepared: PreparedRun = active.prepared
         references, segments = prepared.outputs(active)
-        self._tracker.add(handle.attach(segments, attached))
+        self._tracker.add(segments.values())
+        handle.attach(segments.values(), attached)
         message = protocol.UseOutputs(
             active.number, references or (), bool(active.is_tuple), attached.records
         )

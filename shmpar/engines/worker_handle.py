@@ -19,7 +19,7 @@ import os
 import pickle
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +34,6 @@ from shmpar.ipc.protocol import (
     encoded,
 )
 from shmpar.ipc.tickets import Tickets
-from shmpar.ipc.wire import MAX_DESCRIPTORS
 from shmpar.memory import limits, system
 from shmpar.memory.segment import Segment
 from shmpar.pickling.pack import Payload
@@ -45,6 +44,8 @@ MAX_OUTSTANDING = 2
 
 EXIT_SECONDS = 2.0
 """Time for a worker to exit by itself."""
+
+_MOST_ATTACHED = 64  # Why few: the kernel and a hard limit bound the descriptors of a process.
 
 
 class Attached:
@@ -58,14 +59,13 @@ class Attached:
         self.records: list[SegmentRecord] = []
         self.descriptors: list[int] = []
 
-    def drop(self, count: int) -> None:
-        """Drop the first segments, which were sent."""
-        for fd in self.descriptors[:count]:
-            os.close(fd)
-        del self.records[:count], self.descriptors[:count]
+    def drop(self) -> None:
+        """Drop the segments: they were sent, or will not be."""
+        while self.descriptors:
+            os.close(self.descriptors.pop())
+        self.records = []
 
-    def __del__(self) -> None:
-        self.drop(len(self.descriptors))
+    __del__ = drop
 
 
 @dataclass(eq=False, repr=False, slots=True)
@@ -194,36 +194,32 @@ class WorkerHandle:
         """Return whether the worker may be sent one more generation."""
         return not self.exiting and len(self.outstanding) < MAX_OUTSTANDING
 
-    def attach(self, segments: Mapping[int, Segment], attached: Attached) -> list[Segment]:
-        """Add the segments, by key, that the worker does not have yet; return them.
+    def attach(self, segments: Iterable[Segment], attached: Attached) -> None:
+        """Add the segments that the worker does not have yet; send many of them ahead.
 
         Raises
         ------
         SegmentGone
             A segment was closed; nothing in `attached` will be sent.
         """
-        new = [segment for key, segment in segments.items() if key not in self.segments]
-        for segment in new:
-            self._attach(segment, attached, private=False)
-            self.segments.add(segment.key)
-        return new
+        for segment in segments:
+            if segment.key not in self.segments:
+                self._attach(segment, attached, private=False)
 
-    def attach_payload(self, payload: Payload, attached: Attached) -> list[Segment]:
-        """Add the segments of a payload, private ones each time; return the others if new."""
-        new: list[Segment] = []
+    def attach_payload(self, payload: Payload, attached: Attached) -> None:
+        """Add the segments of a payload; private ones are sent each time."""
         for segment, private in zip(payload.segments, payload.private, strict=True):
             if private:
                 self._attach(segment, attached, private=True)
             else:
-                new += self.attach({segment.key: segment}, attached)
-        return new
+                self.attach([segment], attached)
 
     def _attach(self, segment: Segment, attached: Attached, *, private: bool) -> None:
         try:
             fd = segment.duplicate(os.dup)
         except OSError:  # also SegmentGone
             self.segments -= {record.key for record in attached.records if not record.private}
-            attached.drop(len(attached.descriptors))  # Why: the error keeps this frame.
+            attached.drop()  # Why: the error keeps this frame.
             raise
         attached.records.append(
             SegmentRecord(
@@ -236,14 +232,11 @@ class WorkerHandle:
             )
         )
         attached.descriptors.append(fd)
-
-    def send_ahead(self, attached: Attached) -> None:
-        """Send segments by themselves while there are more than one message carries."""
-        limit = MAX_DESCRIPTORS - 1  # Why: the descriptor of a counter goes with a plan.
-        while len(attached.descriptors) > limit:
-            message = AddSegments(attached.records[:limit])
-            self.send(message, attached.descriptors[:limit])
-            attached.drop(limit)
+        if not private:
+            self.segments.add(segment.key)
+        if len(attached.descriptors) == _MOST_ATTACHED:
+            self.send(AddSegments(attached.records), attached.descriptors)
+            attached.drop()
 
     def changed(self, environment: Environment) -> Environment | None:
         """Return the environment if the worker does not have it, else None."""

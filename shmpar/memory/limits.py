@@ -61,8 +61,7 @@ def keep_standard_streams() -> None:
             null = os.open(os.devnull, os.O_RDWR)
             if null == fd:
                 os.set_inheritable(fd, True)  # noqa: FBT003 - positional by its signature
-            else:
-                os.dup2(null, fd)
+            else:  # Why: another thread has opened a file under the number.
                 os.close(null)
 
 

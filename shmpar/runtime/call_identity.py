@@ -166,8 +166,8 @@ class _Fingerprinter:
                 yield from ("void", *self._array(np.asarray(value)))
             case np.ma.core.MaskedConstant():
                 yield "masked"
-            case np.ndarray():
-                yield from self._array(value)
+            case np.ndarray():  # Why: the bytes of a masked array lack the masked elements.
+                yield from self._array(np.asarray(value))
                 if type(value) not in {np.ndarray, np.memmap, SharedArray}:
                     yield from (self.of(type(value)), self.of(own_attributes(value)))
             case Store():  # Why: its values are not read, so a change of them is not noticed.
@@ -223,7 +223,7 @@ class _Fingerprinter:
             return
         if array.dtype.char in "gG":  # Why: the padding behind a long double has no meaning.
             clean = np.zeros(array.shape, array.dtype.newbyteorder("="))
-            array = np.positive(np.asarray(array), out=clean)
+            array = np.positive(array, out=clean)
         # Why: of very many items, some have the same CRC, which is quicker.
         small = array.nbytes <= _SMALL_BYTES
         yield hashlib.sha256(array.tobytes()).hexdigest() if small else str(crc(array))

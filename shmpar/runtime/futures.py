@@ -16,7 +16,6 @@ import _thread
 import builtins
 import contextlib
 import logging
-import queue
 import sys
 import threading
 import time
@@ -41,6 +40,8 @@ from shmpar.worker.logs import handle
 _SLICE_SECONDS = 0.1  # until a waiting thread looks for signals
 _LOG_SECONDS = 1.0  # Why: a handler may wait for the thread that asks for the outcome.
 _IDLE_SECONDS = 0.2  # until a callback thread without a task exits
+_STALL_SECONDS = 0.1  # without the begin of a callback, until one more begins
+_FEW_THREADS = 32  # that run callbacks at once, while these return
 _MOST_WAITING = 10_000  # records that wait for their handlers
 
 
@@ -187,72 +188,96 @@ def surely(action: Callable[[], object]) -> None:
         return
 
 
-_Tasks = queue.SimpleQueue[Callable[[], object] | None]
-
-
 class CallbackThreads:
-    """Threads that run callbacks of the user; one for each callback that has not returned."""
+    """Threads that run callbacks of the user, which may wait for each other.
 
-    # Invariant: a thread alone gets from its queue. If several threads waited at a queue, and one
-    # took the item that has woken another, `SimpleQueue.get` of the other could lose its timeout.
+    A few run at a time. One more begins whenever none has begun for a while, since those in
+    progress may wait for it. No task is lost if the system has no thread for it.
+    """
 
     def __init__(self) -> None:
-        self._idle = deque[_Tasks]()
-        self._threads: dict[threading.Thread, _Tasks] = {}
+        self._tasks = deque[Callable[[], object]]()  # those that have not begun
+        self._begun = 0.0  # when a task, or a thread, has begun last
+        self._idle = deque[threading.Lock]()  # a thread waits at each until it is released
+        self._threads: set[threading.Thread] = set()
+        self._closed = False
 
     def run(self, task: Callable[[], object]) -> None:
-        """Run a task in an idle thread, or in a new one; only the pool thread calls this."""
+        """Run a task in another thread; only the pool thread calls this, and :meth:`attend`."""
+        self._tasks.append(task)
         try:
-            self._idle.pop().put(task)
+            self._idle.pop().release()
         except IndexError:
-            self._start(task)
+            if len(self._threads) < _FEW_THREADS:
+                self._start()
+        else:
+            self._begun = time.monotonic()
 
-    def _start(self, task: Callable[[], object]) -> None:
-        tasks: _Tasks = queue.SimpleQueue()
-        tasks.put(task)
-        name = "shmpar-callback"
-        thread = threading.Thread(target=self._serve, args=(tasks,), name=name, daemon=True)
-        self._threads[thread] = tasks
+    def attend(self) -> bool:
+        """Start a thread if no task has begun for a while; return whether any waits."""
+        if self._tasks and time.monotonic() - self._begun >= _STALL_SECONDS:
+            self._start()
+        return bool(self._tasks)
+
+    def _start(self) -> None:
+        self._begun = time.monotonic()
+        thread = threading.Thread(target=self._serve, name="shmpar-callback", daemon=True)
+        self._threads.add(thread)
         try:
             thread.start()
-        except BaseException:
-            self._threads.pop(thread, None)  # Why: nobody can wait for its end.
-            raise
+        except (RuntimeError, MemoryError):
+            self._threads.discard(thread)  # Why no error: a later thread runs the task.
 
-    def _serve(self, tasks: _Tasks) -> None:
-        while (task := self._next(tasks)) is not None:
-            try:
-                task()
-            except BaseException:
-                # Why the futures' logger: it is where other executors report this.
-                logging.getLogger("concurrent.futures").exception("exception calling callback")
-            del task
-            self._idle.append(tasks)
+    def _serve(self) -> None:
+        wake = threading.Lock()
+        wake.acquire()
+        self._run_tasks()
+        while self._is_wanted(wake):
+            self._run_tasks()
+        self._threads.discard(threading.current_thread())
 
-    def _next(self, tasks: _Tasks) -> Callable[[], object] | None:
-        """Return the next task; None if there was none for a while, or never will be."""
+    def _is_wanted(self, wake: threading.Lock) -> bool:
+        """Wait for a task; return False if there is none for a while, or never will be."""
+        self._idle.append(wake)
+        # Invariant: a task from before the append is seen here, and any later one releases.
+        if not (self._tasks or self._closed) and wake.acquire(timeout=_IDLE_SECONDS):
+            return True
         try:
-            return tasks.get(timeout=_IDLE_SECONDS)
-        except queue.Empty:
-            try:
-                self._idle.remove(tasks)
-            except ValueError:
-                return tasks.get()  # Why: `run` has taken the queue, and puts a task.
-            self._threads.pop(threading.current_thread(), None)
-            return None
+            self._idle.remove(wake)
+        except ValueError:
+            return wake.acquire()  # Why: `run` has taken it, and releases it.
+        return bool(self._tasks)
+
+    def _run_tasks(self) -> None:
+        """Run the tasks that have not begun, one after the other."""
+        with contextlib.suppress(IndexError):
+            while True:
+                self._run_task(self._tasks.popleft())
+
+    def _run_task(self, task: Callable[[], object]) -> None:
+        self._begun = time.monotonic()
+        try:
+            task()
+        except BaseException:
+            # Why the futures' logger: it is where other executors report this.
+            logging.getLogger("concurrent.futures").exception("exception calling callback")
 
     def __contains__(self, thread: threading.Thread) -> bool:
         return thread in self._threads
 
+    def __bool__(self) -> bool:
+        return bool(self._threads)
+
     def close(self) -> None:
         """End the threads; wait for them unless this is one of them."""
-        threads, self._threads = dict(self._threads), {}
-        self._idle.clear()
-        for tasks in threads.values():
-            tasks.put(None)
+        threads, self._closed = list(self._threads), True
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop().release()
         if threading.current_thread() not in threads:
             for thread in threads:
                 thread.join()
+            self._run_tasks()  # Why: there was no thread for them.
 
 
 def _unpickled(warned: Warned) -> Warning:

@@ -452,8 +452,8 @@ class Loop:
         self._logs.flush()
 
     def _timeout(self) -> float | None:
-        """Return the seconds until a chunk may be overdue, or a grace is over."""
-        waits = []
+        """Return the seconds until a chunk may be overdue, a grace is over, or callbacks wait."""
+        waits = [TICK_SECONDS] if self._callbacks.attend() else []
         for run in self._runs.values():
             if run.execution.policy.task_timeout is not None:
                 waits.append(min(TICK_SECONDS, run.execution.policy.task_timeout))
@@ -518,11 +518,14 @@ class Loop:
     def _elsewhere(self, engine: Engine, run: Run) -> list[int]:
         """Return the workers that are in a chunk of another run, or in a call.
 
-        Invariant: the counters of `run` were stopped before the latest wait for events. So a worker
-        that had been in a call then, and has left it, has reported that.
+        Invariant: the counters of `run` were stopped before. So a worker that is elsewhere holds
+        no ticket of `run`, and gets none.
         """
         others = [one.execution.busy() for one in self._running() if one is not run]
-        return [*engine.in_calls(), *itertools.chain.from_iterable(others)]
+        # Why the look: the end of a call may not have been read, and its worker has gone on.
+        in_run = run.execution.busy()
+        in_calls = [worker for worker in engine.in_calls() if worker not in in_run]
+        return [*in_calls, *itertools.chain.from_iterable(others)]
 
     def _running(self, runs: Iterable[Run] | None = None) -> list[Run]:
         """Return those of the runs, of all by default, that have begun and are not over."""
@@ -591,8 +594,8 @@ class Loop:
     def _finish_runs(self) -> None:
         for number, run in [item for item in self._runs.items() if item[1].execution.over]:
             run.over.set()
-            # Why: its progress is shown up to the end before its result is there.
-            if number not in self._shown:
+            # Why: its progress is shown up to the end before its result is there, if a thread can.
+            if number not in self._shown or not self._callbacks:
                 del self._runs[number]
                 run.logged = self._logs.pending()
                 run.finish(self._callbacks)
@@ -620,7 +623,9 @@ class Loop:
         if self._closing is None or self._runs or self._inbox:
             return False
         expired = self._deadline is not None and time.monotonic() >= self._deadline
-        return expired or not self._calls
+        # Why callbacks: those in progress may wait for those that have not begun.
+        waits = self._callbacks.attend() and self._callbacks
+        return expired or not (self._calls or waits)
 
     def _end(self) -> None:
         with self._starting, self._making:
