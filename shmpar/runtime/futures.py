@@ -265,7 +265,9 @@ class CallbackThreads:
     def __contains__(self, thread: threading.Thread) -> bool:
         return thread in self._threads
 
-    def __bool__(self) -> bool:
+    @property
+    def has_threads(self) -> bool:
+        """True while a thread runs callbacks, or waits for one."""
         return bool(self._threads)
 
     def close(self) -> None:

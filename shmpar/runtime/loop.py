@@ -595,7 +595,7 @@ class Loop:
         for number, run in [item for item in self._runs.items() if item[1].execution.over]:
             run.over.set()
             # Why: its progress is shown up to the end before its result is there, if a thread can.
-            if number not in self._shown or not self._callbacks:
+            if number not in self._shown or not self._callbacks.has_threads:
                 del self._runs[number]
                 run.logged = self._logs.pending()
                 run.finish(self._callbacks)
@@ -624,7 +624,7 @@ class Loop:
             return False
         expired = self._deadline is not None and time.monotonic() >= self._deadline
         # Why callbacks: those in progress may wait for those that have not begun.
-        waits = self._callbacks.attend() and self._callbacks
+        waits = self._callbacks.attend() and self._callbacks.has_threads
         return expired or not (self._calls or waits)
 
     def _end(self) -> None:
