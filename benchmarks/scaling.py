@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 import shmpar
-from benchmarks.harness import cores
+from benchmarks.harness import alternate, cores
 
 BUSY = 0.002  # seconds of the processor for a chunk
 BAND = 64  # rows of a chunk of the square roots
@@ -68,10 +68,5 @@ def _roots(threads: ThreadPoolExecutor, array: np.ndarray) -> np.ndarray:
 
 
 def _seconds(call: Callable[[], object], rounds: int = 3) -> float:
-    """Return the median time of a call."""
-    times = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    """Return the median time of a call, after a first one."""
+    return statistics.median(alternate({"call": call}, rounds)["call"])
