@@ -124,6 +124,7 @@ def test_an_interrupt_ends_a_chunk_behind_messages_that_were_not_read(
     with shmpar.Pool(1) as pool:
         wait_for_workers(pool)
         slow, call = pool.parallel_map(make, range(20), wait=False), pool.submit(os.getpid)
+        pool._loop.settle()  # Why: the call goes to the worker before the chunk does.
         run = pool.map_blocks(functools.partial(wait_at_gate, folder), X, wait=False)
         gates[0].wait_for_worker()
         pool._loop.cancel(run, 0.1)  # as an interrupt does
