@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 import shmpar
+from shmpar.stores.recognise import wrap
 from tests.interpreters import interpreter, output_after_setup
 
 X = np.arange(4800, dtype="i4").reshape(60, 80)
@@ -218,6 +220,18 @@ def test_a_store_that_is_removed_under_the_run(workers, made, tmp_path):
         with pytest.raises((shmpar.ChunkError, shmpar.StoreError), match=r"is gone: .*was removed"):
             workers.map_blocks(remove, X, chunks=CUT, out=out, kwargs={"at": at})
         shutil.rmtree(path, ignore_errors=True)
+
+
+def test_a_store_that_is_removed_before_a_process_opens_it(made, zarr, tmp_path):
+    """A worker opens a store with its first chunk, which may be after the removal."""
+    made()
+    path = tmp_path / "x.zarr"
+    for store in (shmpar.open(path), wrap(zarr.open_array(path, mode="r+"))):
+        sent = pickle.dumps(store)
+        os.rename(path, tmp_path / "moved")
+        with pytest.raises(shmpar.StoreError, match=r"is gone: .*x\.zarr/zarr\.json was"):
+            pickle.loads(sent)[...]
+        os.rename(tmp_path / "moved", path)
 
 
 def test_a_store_that_changes_its_shape_under_the_run(workers, made, zarr, tmp_path):

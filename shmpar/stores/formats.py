@@ -98,10 +98,11 @@ class ZarrArray:
     def check(self) -> None:
         """Raise `StoreError` if the folder of the array is gone."""
         if self.metadata is not None and not os.path.exists(self.metadata):
-            raise StoreError(
-                f"the zarr array {self.array.store_path} is gone: {self.metadata} was removed",
-                opener="zarr", where=str(self.array.store_path),
-            )  # fmt: skip
+            raise _gone(str(self.array.store_path), f"is gone: {self.metadata} was removed")
+
+
+def _gone(where: str, text: str) -> StoreError:
+    return StoreError(f"the zarr array {where} {text}", opener="zarr", where=where)
 
 
 def _without_comparison(array: Any) -> Any:
@@ -166,13 +167,22 @@ def innermost(store: Any) -> Any:
     return store
 
 
-def open_zarr(store: Any, path: str, mode: str = "r", options: Any = None) -> ZarrArray:
-    """Open a zarr array by its store, or by its path or URL."""
+def open_zarr(
+    store: Any, path: str, mode: str = "r", options: Any = None, metadata: str | None = None
+) -> ZarrArray:
+    """Open a zarr array by its store, or by its path or URL; it had this file of metadata."""
     zarr = library("zarr", path or store)
     if isinstance(store, str) and (archive := archive_in(store)) is not None:
         path = store[len(archive) :].strip("/")
         store = zarr.storage.ZipStore(archive, mode="r")
-    found = zarr.open(store, path=path or None, mode=mode, **(options or {}))
+    try:
+        found = zarr.open(store, path=path or None, mode=mode, **(options or {}))
+    except Exception:
+        if metadata is not None and not os.path.exists(metadata):
+            # Why: zarr's error is about a group, and the options of arrays.
+            text = f"is gone: {metadata} was removed, or is not on this machine"
+            raise _gone(f"{store}/{path}".rstrip("/"), f"cannot be opened, it {text}") from None
+        raise
     if not hasattr(found, "shape"):
         names = ", ".join(sorted(name for name, _ in found.arrays()))
         raise StoreError(

@@ -254,7 +254,7 @@ def _opened_zarr(path: str, mode: str, how: dict[str, Any]) -> Store:
             formats.library("fsspec", path)  # Why: its error names the extra.
         raise
     formats.check_zarr_store(opened.array)
-    opener = _pickled(path, formats.open_zarr, path, "", mode, how)
+    opener = _pickled(path, formats.open_zarr, path, "", mode, how, opened.metadata)
     return _store(opener, opened, "zarr", path)
 
 
@@ -380,9 +380,10 @@ def wrap_zarr(array: Any, mode: str = "r") -> Store:
     if hasattr(array, "config"):  # the order in memory, and if chunks of the fill value are written
         how["config"] = array.config
     name = f"the zarr array {where} in a {type(place.store).__name__}"
-    opener = _pickled(name, formats.open_zarr, place.store, place.path, mode, how)
     opened = formats.ZarrArray(array)
     opened.check()
+    args = place.store, place.path, mode, how, opened.metadata
+    opener = _pickled(name, formats.open_zarr, *args)
     return _store(opener, opened, "zarr", where, user=array)
 
 
