@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import ctypes
+import errno
 import os
 import random
 import re
@@ -21,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shmpar
-from shmpar.memory import huge
+from shmpar.memory import huge, system
+from shmpar.memory.allocate import LazyPages
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
 from tests.interpreters import interpreter, run_python
@@ -223,6 +226,31 @@ def test_a_mapping_uses_the_huge_pages(pages: str, nothing_left: None) -> None:
     assert found == (16 * MIB if pages == "huge" else 0)
 
 
+@given(
+    st.integers(1, 60 * MIB),
+    st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=6),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_the_parts_of_a_window_cover_the_pages_that_are_not_ready(
+    nbytes: int, ends: list[tuple[float, float]], share: float
+) -> None:
+    """Each page comes once, from the share of this worker on, and a part is made at once."""
+    pages, mapped = LazyPages(0, nbytes), np.zeros(nbytes, "u1")
+    ready: set[int] = set()
+    for pair in ends:
+        low, high = sorted(int(end * nbytes) for end in pair)
+        touched = range(low // huge.PAGE, -(-high // huge.PAGE))
+        begin = len(touched) * share // 1
+        turned = [*touched[int(begin) :], *touched[: int(begin)]]
+        parts = pages.missing(low, high, share)
+        found = [page for part in parts for page in range(*part, huge.PAGE)]
+        assert found == [page * huge.PAGE for page in turned if page not in ready]
+        assert all(stop - start <= huge.BATCH for start, stop in parts)
+        for part in parts[::2]:
+            pages.map(mapped, *part)
+            ready.update(page // huge.PAGE for page in range(*part, huge.PAGE))
+
+
 @pytest.mark.parametrize("engine", ["processes", "threads", "serial"])
 def test_fresh_outputs(engine: str, pages: str, nothing_left: None) -> None:
     """Outputs that workers reserve have NumPy's values, for rows, tiles, columns and items."""
@@ -280,10 +308,50 @@ def test_failed_chunks_of_a_fresh_output_are_filled(nothing_left: None) -> None:
 # A kernel that refuses
 
 
+class OnePageAtOnce:
+    """A C library in which the kernel makes no page but those at some places, one at a time."""
+
+    def __init__(self, refused: int | None) -> None:
+        self.calls: list[tuple[int, int]] = []
+        self._libc, self._refused = system.libc(), refused
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._libc, name)
+
+    def madvise(self, address: int, nbytes: int, advice: int) -> int:
+        self.calls.append((address, nbytes))
+        first = self.calls[0][0]
+        if nbytes > huge.PAGE or address - first == self._refused:
+            ctypes.set_errno(errno.ENOMEM)
+            return -1
+        return int(self._libc.madvise(address, nbytes, advice))
+
+
+@pytest.mark.parametrize("refused", [None, 0, 2 * huge.PAGE, 7 * huge.PAGE])
+@pytest.mark.parametrize("kind", ["zeros", "copy", "backwards"])
+def test_pages_of_which_the_kernel_refuses_one(
+    kind: str, refused: int | None, monkeypatch: pytest.MonkeyPatch, nothing_left: None
+) -> None:
+    """The pages before it are made one by one, and the rest is reserved in small ones."""
+    if not has_huge_pages():
+        pytest.skip("this kernel makes no huge pages of shared memory")
+    values = np.random.default_rng(3).integers(0, 255, 20 * MIB + 5, "u1")
+    values = {"zeros": 0 * values, "copy": values, "backwards": values[::-1]}[kind]
+    fake = OnePageAtOnce(refused)
+    monkeypatch.setattr(system, "libc", lambda: fake)
+    made = shmpar.zeros(values.shape, "u1") if kind == "zeros" else shmpar.array(values)
+    assert np.array_equal(made, values)
+    segment = segment_of(made)
+    assert segment.huge_bytes == (20 * MIB if refused is None else refused)
+    assert os.fstat(segment.fileno()).st_blocks * 512 == 20 * MIB + 4096
+    assert huge.refusal() is None
+
+
 FILTERED = """
 import ctypes, errno, numpy as np, struct, sys
 import shmpar
-from shmpar.memory import huge
+from shmpar.memory import huge, system
+from shmpar.memory.allocate import LazyPages
 from shmpar.memory.locate import locate
 def refuse(number, argument, value, answer):
     # BPF: if the system call is this one and its third argument has this value: errno, else allow.

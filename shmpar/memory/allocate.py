@@ -324,8 +324,8 @@ class LazyPages:
         self._maker = huge.PageMaker(start)
         self._ready = bytearray(-(-nbytes // huge.PAGE))
 
-    def missing(self, low: int, high: int, share: float) -> list[int]:
-        """Return the first byte of each page of [low, high) that is not ready in this process.
+    def missing(self, low: int, high: int, share: float) -> list[tuple[int, int]]:
+        """Return the ranges of whole pages over [low, high) that are not ready in this process.
 
         Parameters
         ----------
@@ -337,30 +337,40 @@ class LazyPages:
         if self._ready.find(0, first, last) < 0:
             return []
         begin = first + int(share * (last - first))
-        pages = (*range(begin, last), *range(first, begin))
-        return [page * huge.PAGE for page in pages if not self._ready[page]]
+        return [*self._ranges(begin, last), *self._ranges(first, begin)]
 
-    def reserve(self, fd: int, start: int) -> int:
-        """Reserve the page that begins at a byte; return the bytes that this call put into it.
+    def _ranges(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """Yield ranges of pages that are not ready, and that one system call can make."""
+        while (page := self._ready.find(0, first, last)) >= 0:
+            end = self._ready.find(1, page, last)
+            first = min(page + huge.BATCH // huge.PAGE, last if end < 0 else end)
+            yield page * huge.PAGE, first * huge.PAGE
+
+    def reserve(self, fd: int, start: int, stop: int) -> int:
+        """Reserve a range of pages; return the bytes that this call put into huge ones.
 
         Raises
         ------
         SegmentFull
             There is no room any more.
         """
-        stop = min(start + huge.PAGE, self._nbytes)
-        if _holds_data(fd, start, stop):
-            return 0  # Why: another process has reserved it.
-        if stop - start == huge.PAGE and self._maker.make(fd, start):
-            return huge.PAGE
-        with system.room_for(f"{stop - start:,} bytes of an output", _FREE_SOME):
-            system.fallocate(fd, start, stop - start)
-        return 0
+        ends = {page: min(page + huge.PAGE, self._nbytes) for page in range(start, stop, huge.PAGE)}
+        # Why: other processes may have reserved some of them.
+        missing = [page for page, end in ends.items() if not _holds_data(fd, page, end)]
+        if not missing:
+            return 0
+        start, stop = missing[0], ends[missing[-1]]
+        made = self._maker.make(fd, start, stop - stop % huge.PAGE)
+        if made < stop:
+            with system.room_for(f"{stop - made:,} bytes of an output", _FREE_SOME):
+                system.fallocate(fd, made, stop - made)
+        return huge.PAGE * sum(page < made for page in missing)
 
-    def map(self, memory: Array, start: int) -> None:
-        """Map a reserved page, given the bytes of the segment."""
-        map_pages(memory, start, start + huge.PAGE)
-        self._ready[start // huge.PAGE] = 1
+    def map(self, memory: Array, start: int, stop: int) -> None:
+        """Map reserved pages, given the bytes of the segment."""
+        map_pages(memory, start, stop)
+        first, last = start // huge.PAGE, stop // huge.PAGE
+        self._ready[first:last] = b"\1" * (last - first)
 
 
 def map_pages(memory: Array, start: int, stop: int) -> None:

@@ -261,7 +261,7 @@ def write(
 class _Filling:
     """The copying of bytes into huge pages, each of which is filled as it is made.
 
-    The calling thread and its helpers each take the next page, so that a thread with less time of
+    The calling thread and its helpers each take the next pages, so that a thread with less time of
     a processor takes fewer.
 
     Invariant: a helper writes to no descriptor. After an interrupt it may outlive the caller's.
@@ -269,7 +269,8 @@ class _Filling:
 
     def __init__(self, pages: huge.NewPages, raw: Array) -> None:
         self._pages, self._raw = pages, raw
-        self._todo: SimpleQueue[int | None] = SimpleQueue()  # pages whose first bytes are reserved
+        # Pages whose first bytes are reserved.
+        self._todo: SimpleQueue[tuple[int, int] | None] = SimpleQueue()
         self._ends: SimpleQueue[int] = SimpleQueue()
 
     def run(self, fd: int, threads: int) -> int:
@@ -295,24 +296,28 @@ class _Filling:
 
     def _reserve(self, step: tuple[int, int]) -> int:
         """Reserve pages for all threads; return the first byte that has none."""
-        for start in range(*step, huge.PAGE):
-            if not self._pages.reserve(start):
-                return start
-            self._todo.put(start)
+        for start in range(*step, huge.BATCH):
+            stop = min(start + huge.BATCH, step[1])
+            if start < (end := self._pages.reserve(start, stop)):
+                self._todo.put((start, end))
+            if end < stop:
+                return end
         return self._raw.nbytes
 
-    def _next(self) -> int | None:
+    def _next(self) -> tuple[int, int] | None:
         with contextlib.suppress(Empty):
             return self._todo.get_nowait()
         return None
 
-    def _fill(self, take: Callable[[], int | None]) -> int:
+    def _fill(self, take: Callable[[], tuple[int, int] | None]) -> int:
         """Fill pages until there is none; return the first byte that is not copied."""
-        while (start := take()) is not None:
-            if not self._pages.make_reserved(start):
-                return start
+        while (part := take()) is not None:
+            start, stop = part
+            end = self._pages.make_reserved(start, stop)
             # Why at once: a page that was just zeroed lies in the cache of the processor.
-            self._pages.memory[start : start + huge.PAGE] = self._raw[start : start + huge.PAGE]
+            self._pages.memory[start:end] = self._raw[start:end]
+            if end < stop:
+                return end
         return self._raw.nbytes
 
     def _help(self) -> None:

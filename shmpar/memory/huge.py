@@ -32,6 +32,12 @@ from shmpar.memory.layout import address_of
 T = TypeVar("T", bound="Range")
 
 PAGE: Final = 2 << 20
+BATCH: Final = 4 * PAGE
+"""Bytes that a system call puts into huge pages, at most.
+
+Why some pages: at each call, the kernel has all processors empty their lists of pages. Why few:
+pages that were just zeroed lie in the cache of the processor.
+"""
 MIN_BYTES: Final = 2 * PAGE
 """Files with fewer bytes lie in small pages."""
 KINDS: Final = {"shm", "memfd"}
@@ -108,40 +114,60 @@ class PageMaker:
         self._start = start
         self._seconds: list[float] = []
 
-    def make(self, fd: int, offset: int) -> bool:
-        """Make the page at a byte of the file; return False if its bytes are not reserved.
+    def make(self, fd: int, start: int, stop: int) -> int:
+        """Make the pages of [start, stop) of the file in order; return the end of those made.
 
         The bytes keep their values, and other processes may write to them meanwhile.
         """
-        return self.reserve(fd, offset) and self.make_reserved(fd, offset)
+        return self.make_reserved(fd, start, self.reserve(fd, start, stop))
 
-    def reserve(self, fd: int, offset: int) -> bool:
-        """Reserve the first bytes of a page; return False if no page is to be made.
+    def reserve(self, fd: int, start: int, stop: int) -> int:
+        """Reserve the first bytes of each page, until no page is to be made; return their end.
 
         The kernel makes no huge page of a range without any small page.
         """
-        if not self.stopped:
+        for page in range(start, stop, PAGE):
+            if self.stopped:
+                return page
             try:
-                system.fallocate(fd, offset, 1)
+                system.fallocate(fd, page, 1)
             except (OSError, AttributeError):
                 self.stopped = True
-        return not self.stopped
+                return page
+        return stop
 
-    def make_reserved(self, fd: int, offset: int) -> bool:
-        """Make a page whose first bytes are reserved, as :meth:`make`."""
+    def make_reserved(self, fd: int, start: int, stop: int) -> int:
+        """Make pages whose first bytes are reserved, as :meth:`make`."""
+        for low in range(start, stop, BATCH):
+            high = min(low + BATCH, stop)
+            if (end := self._collapse(fd, low, high)) < high:
+                return end
+        return stop
+
+    def _collapse(self, fd: int, start: int, stop: int) -> int:
         if self.stopped:
-            return False
+            return start
         began, worked = time.monotonic(), time.thread_time()
-        while system.libc().madvise(self._start + offset, PAGE, _MADV_COLLAPSE):
+        while system.libc().madvise(self._start + start, stop - start, _MADV_COLLAPSE):
             error = system.last_error()
             # Why: another thread or process may hold one of the small pages at this moment.
-            if error.errno != errno.EAGAIN or time.thread_time() - worked > _SLOW_SECONDS:
-                self._note(error, fd)
-                return False
+            if error.errno == errno.EAGAIN and time.thread_time() - worked < _SLOW_SECONDS:
+                continue
+            if stop - start > PAGE:
+                return self._collapse_each(fd, start, stop)
+            self._note(error, fd)
+            return start
         stalled = time.monotonic() - began > _STALL_SECONDS
-        if self._is_slow(time.thread_time() - worked) or stalled:
+        if self._is_slow((time.thread_time() - worked) * PAGE / (stop - start)) or stalled:
             self.stopped = True
-        return True
+        return stop
+
+    def _collapse_each(self, fd: int, start: int, stop: int) -> int:
+        """Make pages of which the kernel refused one; it does not tell which."""
+        for page in range(start, stop, PAGE):
+            if self._collapse(fd, page, page + PAGE) == page:
+                return page
+        return stop
 
     def _is_slow(self, seconds: float) -> bool:
         recent = self._seconds
@@ -173,7 +199,7 @@ class NewPages:
         os.ftruncate(fd, nbytes)
         mapping = new_range(Range, fd, nbytes, mmap.PROT_READ | mmap.PROT_WRITE)
         self.memory = np.ndarray(nbytes, np.uint8, mapping, mapping.lead)
-        self._made: list[int] = []  # Why a list: several threads may append to it
+        self._made: list[int] = []  # Why a list of bytes: several threads may append to it
         self._maker = PageMaker(address_of(self.memory))
         self._fd = fd
         self._whole = nbytes // PAGE * PAGE
@@ -188,27 +214,25 @@ class NewPages:
         except (OSError, ImportError):
             return None
 
-    def reserve(self, start: int) -> bool:
-        """Reserve the first bytes of a page, in the thread that owns the descriptor."""
-        return start + PAGE <= self._whole and self._maker.reserve(self._fd, start)
+    def reserve(self, start: int, stop: int) -> int:
+        """Reserve the first bytes of pages, as :class:`PageMaker`, where the descriptor lives."""
+        return self._maker.reserve(self._fd, start, min(stop, self._whole))
 
-    def make_reserved(self, start: int) -> bool:
-        """Make one page whose first bytes are reserved, in any thread."""
-        made = self._maker.make_reserved(self._fd, start)
-        if made:
-            self._made.append(start)
-        return made
+    def make_reserved(self, start: int, stop: int) -> int:
+        """Make pages whose first bytes are reserved, as :class:`PageMaker`, in any thread."""
+        end = self._maker.make_reserved(self._fd, start, stop)
+        self._made.append(end - start)
+        return end
 
     def make(self, stop: int) -> bool:
         """Make the pages of the bytes before `stop`; return False if one of them is refused."""
-        while self.made < min(stop, self._whole):
-            if self._maker.make(self._fd, self.made):
-                self._made.append(self.made)
-            else:
+        if (start := self.made) < (end := min(-(-stop // BATCH) * BATCH, self._whole)):
+            self._made.append(self._maker.make(self._fd, start, end) - start)
+            if self.made < end:
                 self._whole = self.made
         return stop <= self.made
 
     @property
     def made(self) -> int:
         """Bytes of the pages that were made."""
-        return PAGE * len(self._made)
+        return sum(self._made)

@@ -445,8 +445,8 @@ def reserver(plan: Plan, outputs: Sequence[Array], share: float) -> Reserve | No
 
     Notes
     -----
-    Cost of a call: two system calls for each 2 MiB that this process has not written to before. A
-    claim over chunks that an earlier run has written to costs a look.
+    Cost of a call: two system calls for each 2 MiB that this process has not written to before, and
+    one for up to 8 MiB of them. A claim over chunks that an earlier run has written to costs a look.
     """
     parts = [
         _reserve_output(plan, output, found, share)
@@ -499,10 +499,10 @@ def _reserve_output(plan: Plan, output: Array, mapping: Mapping, share: float) -
                 # Why not by pages: other processes write to the other windows in these.
                 map_pages(memory, begin + low, begin + high)
             else:
-                for page in pages.missing(begin + low, begin + high, share):
+                for part in pages.missing(begin + low, begin + high, share):
                     if not segment.reserved:
-                        segment.huge_bytes += pages.reserve(segment.fileno(), page)
-                    pages.map(memory, page)
+                        segment.huge_bytes += pages.reserve(segment.fileno(), *part)
+                    pages.map(memory, *part)
             ready[first : last + 1] = b"\1" * (last + 1 - first)
 
     return reserve
