@@ -251,6 +251,22 @@ def test_the_parts_of_a_window_cover_the_pages_that_are_not_ready(
             ready.update(page // huge.PAGE for page in range(*part, huge.PAGE))
 
 
+def test_workers_share_few_pages_of_a_fresh_output(nothing_left: None) -> None:
+    """A worker takes as many chunks as fill the pages that it makes at once, until few are left."""
+
+    def slow(row: np.ndarray) -> np.ndarray:
+        time.sleep(0.002)  # longer than a claim lasts by itself
+        return row + 1
+
+    values = np.zeros((96, MIB), "u1")
+    with shmpar.Pool(2) as pool:
+        out = pool.map_blocks(slow, values, chunks=(1, -1))
+        assert (out == 1).all()
+        fresh = pool.last_run.report
+        pool.map_blocks(slow, values, chunks=(1, -1), out=out)
+        assert (fresh.claims < 40, pool.last_run.report.claims) == (True, 96)
+
+
 @pytest.mark.parametrize("engine", ["processes", "threads", "serial"])
 def test_fresh_outputs(engine: str, pages: str, nothing_left: None) -> None:
     """Outputs that workers reserve have NumPy's values, for rows, tiles, columns and items."""

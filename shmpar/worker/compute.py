@@ -42,6 +42,7 @@ from shmpar.worker.store import (
     StoreResult,
     Use,
     announce,
+    band_of_pages,
     reserver,
     storer,
     trimmed,
@@ -298,6 +299,9 @@ class Chunks:
         Computes the chunks of consecutive tickets, given the first ticket and the end, and moves
         the cursor ahead of each chunk. It replaces the function that :meth:`begin_claim` returns,
         and is faster. Most plans have none.
+    band : int
+        Chunks that workers should not take in turn: each of them would read the same rows of a
+        store, or make the same huge pages of an output.
     """
 
     def __init__(self, assignment: Assignment, channel: Channel) -> None:
@@ -307,6 +311,8 @@ class Chunks:
         self._store: StoreResult | None = None
         self._reserve: Reserve | None = None
         self.compute_range: ComputeRange | None = None
+        inputs: Sequence[Any] = assignment.arrays
+        self.band = max([one.band for one in inputs if isinstance(one, StoreRows)], default=1)
         if assignment.plan.returns_objects:
             store = _object_store(channel, assignment.plan.results_file)
             self._compute = _caller(assignment, self._getters, store)
@@ -361,6 +367,7 @@ class Chunks:
             is_tuple = bool(assignment.is_tuple)
             self._store, assignment.targets = storer(plan, outputs, is_tuple, kept)
             self._reserve = reserver(plan, outputs, share)
+            self.band = max(self.band, band_of_pages(plan, outputs))
         return self._store
 
     def _writer(self, outputs: Sequence[Array]) -> Compute:

@@ -13,7 +13,6 @@ Guarantees
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from time import monotonic_ns, perf_counter
 from typing import Any
 
@@ -110,8 +109,6 @@ def _work(assignment: Assignment, channel: Channel) -> bool:
     chunks, clock, size = Chunks(assignment, channel), _Clock(assignment), 1
     claim, count, todo = assignment.tickets.claim, assignment.count, assignment.todo
     base = assignment.plan.base
-    inputs: Sequence[Any] = assignment.arrays
-    band = max([one.band for one in inputs if isinstance(one, StoreRows)], default=1)
     while (first := claim(size)) < count:
         last = min(first + size, count)
         assignment.claimed += last - first
@@ -125,7 +122,9 @@ def _work(assignment: Assignment, channel: Channel) -> bool:
         opening = _run_claim(assignment, channel, compute_range, first, last)
         spent = perf_counter() - began - opening
         clock.end(spent)
-        size = _next_size(size, spent / (last - first), count - last, assignment.workers, band)
+        size = _next_size(
+            size, spent / (last - first), count - last, assignment.workers, chunks.band
+        )
         size = min(size, assignment.max_tickets - assignment.claimed)
         if size == 0 or channel.enough():
             return False
@@ -143,8 +142,7 @@ def _next_size(size: int, seconds: float, remaining: int, workers: int, band: in
     Parameters
     ----------
     band : int
-        Rows that a store reads at once. Workers that take rows of the same band in turn would all
-        read the whole band.
+        As :attr:`Chunks.band`.
     """
     wanted = int(CLAIM_SECONDS / max(seconds, _TINY))  # Why max: the clock may stand still.
     size = max(1, min(wanted, 8 * size, remaining // (_SHARE * workers)))

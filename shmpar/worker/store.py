@@ -23,7 +23,7 @@ from shmpar.errors import format_count
 from shmpar.grid import Halo, Mode
 from shmpar.memory.allocate import LazyPages, map_pages
 from shmpar.memory.copying import is_masked, loses
-from shmpar.memory.huge import KINDS
+from shmpar.memory.huge import BATCH, KINDS
 from shmpar.memory.layout import address_of, byte_bounds
 from shmpar.memory.segment import Mapping, find_mapping
 from shmpar.plan import (
@@ -446,7 +446,8 @@ def reserver(plan: Plan, outputs: Sequence[Array], share: float) -> Reserve | No
     Notes
     -----
     Cost of a call: two system calls for each 2 MiB that this process has not written to before, and
-    one for up to 8 MiB of them. A claim over chunks that an earlier run has written to costs a look.
+    one for up to 8 MiB of them. A claim over chunks that an earlier run has written to costs a
+    look.
     """
     parts = [
         _reserve_output(plan, output, found, share)
@@ -459,6 +460,16 @@ def reserver(plan: Plan, outputs: Sequence[Array], share: float) -> Reserve | No
             part(chunks)
 
     return reserve if parts else None
+
+
+def band_of_pages(plan: Plan, outputs: Sequence[Array]) -> int:
+    """Return the chunks whose windows fill the huge pages that are made at once, at least 1."""
+    found = [
+        BATCH * plan.chunks // output.nbytes
+        for output in outputs
+        if (mapping := _shared_mapping(output)) is not None and mapping.segment.unreserved()[1]
+    ]
+    return max([1, *found])
 
 
 def _shared_mapping(output: Any) -> Mapping | None:
