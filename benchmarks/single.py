@@ -219,7 +219,10 @@ def tiny_rows(*, quick: bool) -> None:
 
 
 def row_limits(*, quick: bool) -> None:
-    """Row sums of 800 MB in bands, and numba's on private and on shared memory."""
+    """Row sums of 800 MB in bands, and numba's on private and on shared memory.
+
+    numba's threads write into an output that exists, as shmpar's workers do with `out=`.
+    """
     from benchmarks.systems import numba
 
     workload = workloads.load("row_sums")
@@ -242,6 +245,11 @@ def row_limits(*, quick: bool) -> None:
             systems["numba, in order"] = private.call("same")
             systems["numba"] = private.call("own")
             systems["numba, shared"] = sharing.call("own")
+            compiled, out = _compiled_sums(), pool.empty(job.out_shape, job.out_dtype)
+            systems["shmpar, numba"] = ours(compiled)
+            systems["shmpar, numba, out="] = lambda: pool.map_blocks(
+                compiled, shared, chunks=bands, drop_axis=1, out=out
+            )
         for system in systems.values():
             workload.verify(system(), shared, point)
         times = alternate(systems, 5 if quick else 45)
@@ -257,6 +265,23 @@ def _sum_in_order(block: np.ndarray) -> np.ndarray:
 
 def _sum_in_any_order(block: np.ndarray) -> np.ndarray:
     return block @ np.ones(block.shape[1])
+
+
+def _compiled_sums() -> Callable[[np.ndarray], np.ndarray]:
+    """Compile the loop of numba's threads for a block."""
+    import numba
+
+    @numba.njit(fastmath=True)
+    def sums(block):
+        out = np.empty(block.shape[0])
+        for i in range(block.shape[0]):
+            total = 0.0
+            for j in range(block.shape[1]):
+                total += block[i, j]
+            out[i] = total
+        return out
+
+    return sums
 
 
 def small_objects(*, quick: bool) -> None:

@@ -37,7 +37,8 @@ COMPARE = "import sys; from benchmarks import compare; compare.main(sys.argv[1:]
 )
 def test_a_benchmark_runs_in_small(name: str, run_python: RunPython) -> None:
     """Each prints its figures and no warning; figures of a quick run mean nothing."""
-    done = run_python(f"from benchmarks.single import ALL; ALL[{name!r}](quick=True)")
+    source = f"from benchmarks.single import ALL; ALL[{name!r}](quick=True)"
+    done = run_python(source, timeout=240)  # Why: some start many interpreters, also of peers
     assert done.returncode == 0, done.stderr
     assert any(unit in done.stdout for unit in (" ms ", " us ", " MB"))
     assert done.stderr == ""
