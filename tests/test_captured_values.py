@@ -213,8 +213,12 @@ def in_deque(held: Any) -> Any:
     return lambda block: block + len(queue)
 
 
-@pytest.mark.parametrize("holder", [in_slot, in_attribute, in_deque])
-def test_objects_in_slots_attributes_and_queues_are_found(holder: Any) -> None:
+def in_vectorized(held: Any) -> Any:
+    return np.vectorize(lambda value: value + (held is None))
+
+
+@pytest.mark.parametrize("holder", [in_slot, in_attribute, in_deque, in_vectorized])
+def test_objects_in_slots_attributes_queues_and_vectorized_functions_are_found(holder: Any) -> None:
     """An inherited slot, an attribute of the function and an item of a deque are held too."""
     with shmpar.Pool(engine="serial") as pool:
         out = pool.ones(4)
@@ -223,6 +227,17 @@ def test_objects_in_slots_attributes_and_queues_are_found(holder: Any) -> None:
         np.testing.assert_array_equal(out, 1)
         with pytest.warns(RuntimeWarning, match="the function holds a Generator"):
             pool.map_blocks(holder(rng), np.zeros(4), chunks=2)
+
+
+def test_an_array_that_a_compiled_function_reads_is_found() -> None:
+    """Its dispatcher also holds many objects of the compiler."""
+    numba = pytest.importorskip("numba")
+    with shmpar.Pool(engine="serial") as pool:
+        out = pool.ones(4)
+        function = numba.njit(lambda block: block + out[0])
+        function(np.zeros(4))
+        with pytest.raises(ValueError, match="shares memory with an array"):
+            pool.map_blocks(function, np.zeros(4), out=out, chunks=2)
 
 
 @pytest.mark.parametrize("size", SIZES)

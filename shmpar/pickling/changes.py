@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
+import operator
 import sys
 import types
 import weakref
@@ -103,6 +104,44 @@ def _held_by(obj: Any) -> Sequence[Any]:
 
 def _definitions_in(obj: Any) -> list[Any]:
     return [one for one in list(own_attributes(obj).values()) if issubclass(type(one), _DEFINED)]
+
+
+# Why: the state of these objects also has a random number, or the code that they have compiled.
+_PARTS_OF: dict[str, tuple[str, ...]] = {
+    "numba.core.registry.CPUDispatcher": ("py_func", "targetoptions"),
+    "numba.np.ufunc.dufunc.DUFunc": ("_dispatcher",),
+    "numba.np.ufunc.gufunc.GUFunc": ("gufunc_builder",),
+    "numba.np.ufunc.ufuncbuilder.GUFuncBuilder": ("py_func", "targetoptions", "signature"),
+    "numba.np.ufunc.ufuncbuilder.UFuncDispatcher": ("py_func", "targetoptions"),
+    "numba.stencils.stencil.StencilFunc": ("kernel_ir", "mode", "options"),
+    "numba.core.ir.FunctionIR": ("func_id.func",),
+    "xarray.backends.file_manager.CachingFileManager": ("_opener", "_args", "_mode", "_kwargs"),
+    "xarray.backends.locks.CombinedLock": (),
+    "xarray.backends.locks.SerializableLock": (),
+    "dask.utils.SerializableLock": (),
+    "functools.singledispatchmethod": ("dispatcher",),
+    "numpy.vectorize": ("pyfunc", "otypes", "excluded", "signature"),
+}
+
+
+def parts_of(obj: Any) -> list[Any] | None:
+    """Return the parts that tell an object of some libraries from others; None for other objects.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> parts_of(np.vectorize(abs, otypes="f"))
+    [<built-in function abs>, 'f', set(), None]
+    """
+    kind = type(obj)
+    names = _PARTS_OF.get(f"{kind.__module__}.{kind.__qualname__}")
+    if names is None:
+        return None
+    found = []
+    for name in names:
+        with contextlib.suppress(AttributeError):  # Why: other versions of the package
+            found.append(operator.attrgetter(name)(obj))
+    return found
 
 
 def wrapped(obj: Any) -> Any:

@@ -23,7 +23,6 @@ import functools
 import gc
 import hashlib
 import importlib.util
-import operator
 import sys
 import types
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
@@ -33,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from shmpar.arrays import SharedArray
-from shmpar.pickling.changes import all_names, own_attributes, wrapped
+from shmpar.pickling.changes import all_names, own_attributes, parts_of, wrapped
 from shmpar.pickling.explain import DISPATCHER
 from shmpar.pickling.modules import (
     ADDED,
@@ -107,22 +106,6 @@ _SIMPLE |= {type(...), type(NotImplemented)}
 _NO_STATE = {"__doc__", "__module__", "__dict__", "__weakref__", "__firstlineno__", "_abc_impl"}
 # Why: the interpreter adds these to a class later, or in any order.
 _NO_STATE |= {*ADDED, "__static_attributes__"}
-# Why: the pickled state of these objects has a random number, or the code that they have compiled.
-_PARTS_OF: dict[str, tuple[str, ...]] = {
-    "numba.core.registry.CPUDispatcher": ("py_func", "targetoptions"),
-    "numba.np.ufunc.dufunc.DUFunc": ("_dispatcher",),
-    "numba.np.ufunc.gufunc.GUFunc": ("gufunc_builder",),
-    "numba.np.ufunc.ufuncbuilder.GUFuncBuilder": ("py_func", "targetoptions", "signature"),
-    "numba.np.ufunc.ufuncbuilder.UFuncDispatcher": ("py_func", "targetoptions"),
-    "numba.stencils.stencil.StencilFunc": ("kernel_ir", "mode", "options"),
-    "numba.core.ir.FunctionIR": ("func_id.func",),
-    "xarray.backends.file_manager.CachingFileManager": ("_opener", "_args", "_mode", "_kwargs"),
-    "xarray.backends.locks.CombinedLock": (),
-    "xarray.backends.locks.SerializableLock": (),
-    "dask.utils.SerializableLock": (),
-    "functools.singledispatchmethod": ("dispatcher",),
-    "numpy.vectorize": ("pyfunc", "otypes", "excluded", "signature"),
-}
 
 
 _SMALL_BYTES = 16 << 20  # of an array of which there may be many
@@ -290,10 +273,8 @@ class _Fingerprinter:
         for code in (call, _wrapped(value)):
             if isinstance(code, types.FunctionType):
                 yield self.of(code)
-        if (parts := _PARTS_OF.get(_name(type(value)))) is not None:
-            for one in parts:
-                with contextlib.suppress(AttributeError):  # Why: other versions of the package
-                    yield self.of(operator.attrgetter(one)(value))
+        if (parts := parts_of(value)) is not None:
+            yield from map(self.of, parts)
             return
         reduced = _reduced(value)
         if reduced is None:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from shmpar.errors import format_count
-from shmpar.pickling.changes import global_names
+from shmpar.pickling.changes import global_names, parts_of
 from shmpar.pickling.pack import is_importable, is_pickled_by_name
 from shmpar.runtime.error_texts import warn_user
 
@@ -247,11 +247,12 @@ def _parts_of(one: Any) -> Iterable[Any]:
             return ()
         case functools.partial() | types.MethodType() | types.BuiltinMethodType():
             return gc.get_referents(one)
-    if isinstance(vars(type(one)).get("__module__"), str):  # Why: a class of Python has a name.
-        return [part for part in gc.get_referents(one) if not issubclass(type(part), type)]
-    return getattr(
-        one, "__dict__", {}
-    ).values()  # Why: a compiled one may hold its module's globals.
+    parts = parts_of(one)
+    if parts is None and isinstance(vars(type(one)).get("__module__"), str):
+        # Why the test: a class of Python has a name there.
+        parts = [part for part in gc.get_referents(one) if not issubclass(type(part), type)]
+    # Why not the referents of others: a compiled object may hold the globals of its module.
+    return getattr(one, "__dict__", {}).values() if parts is None else parts
 
 
 def types_of(library: str, *names: str) -> tuple[Any, ...]:
@@ -262,11 +263,12 @@ def types_of(library: str, *names: str) -> tuple[Any, ...]:
 
 def warn_of_random(where: str, held: Iterable[Any], remedy: str) -> None:
     """Warn once if there is a random generator among the objects that a function holds."""
-    for one in held:
-        if type(one) is types.FunctionType or type(one) is np.ndarray:
-            continue
-        kinds = types_of("numpy.random", "Generator", "RandomState", "BitGenerator")
-        kinds += types_of("random", "Random")
+    found = [one for one in held if type(one) not in {types.FunctionType, np.ndarray}]
+    if not found:
+        return
+    kinds = types_of("numpy.random", "Generator", "RandomState", "BitGenerator")
+    kinds += types_of("random", "Random")
+    for one in found:
         if issubclass(type(one), kinds) and type(one).__name__ != "SystemRandom":
             text = (
                 f"{where}: the function holds a {type(one).__name__}. Each worker process gets a "
