@@ -27,10 +27,12 @@ from shmpar.memory import huge, system
 from shmpar.memory.allocate import LazyPages
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
+from shmpar.worker import compute
 from tests.interpreters import interpreter, run_python
 from tests.test_little_shm import in_little_shm
 
 MIB = 1 << 20
+BOUND = 60.0  # seconds after which a wait counts as a hang
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux has them")
 
@@ -251,20 +253,25 @@ def test_the_parts_of_a_window_cover_the_pages_that_are_not_ready(
             ready.update(page // huge.PAGE for page in range(*part, huge.PAGE))
 
 
-def test_workers_share_few_pages_of_a_fresh_output(nothing_left: None) -> None:
-    """A worker takes as many chunks as fill the pages that it makes at once, until few are left."""
+@pytest.mark.parametrize("quick", [True, False])
+def test_workers_share_few_pages_of_a_fresh_output(
+    quick: bool, monkeypatch: pytest.MonkeyPatch, nothing_left: None
+) -> None:
+    """A worker takes as many quick chunks as fill the pages that it makes at once, while it can."""
 
-    def slow(row: np.ndarray) -> np.ndarray:
+    def work(row: np.ndarray) -> np.ndarray:
         time.sleep(0.002)  # longer than a claim lasts by itself
         return row + 1
 
+    monkeypatch.setattr(compute, "_PAGES_SECONDS", BOUND if quick else 0)
     values = np.zeros((96, MIB), "u1")
-    with shmpar.Pool(2) as pool:
-        out = pool.map_blocks(slow, values, chunks=(1, -1))
-        assert (out == 1).all()
-        fresh = pool.last_run.report
-        pool.map_blocks(slow, values, chunks=(1, -1), out=out)
-        assert (fresh.claims < 40, pool.last_run.report.claims) == (True, 96)
+    with shmpar.Pool(2, engine="threads") as pool:
+        claims = []
+        for out in (None, pool.zeros(values.shape, values.dtype)):
+            assert (pool.map_blocks(work, values, chunks=(1, -1), out=out) == 1).all()
+            assert pool.last_run is not None
+            claims.append(pool.last_run.report.claims)
+    assert (claims[0] < 40, claims[0] == 96, claims[1]) == (quick, not quick, 96)
 
 
 @pytest.mark.parametrize("engine", ["processes", "threads", "serial"])

@@ -33,7 +33,7 @@ from shmpar.plan import (
 from shmpar.verbs.arguments import blocks, items
 from shmpar.worker import loop
 from shmpar.worker import store as storing
-from shmpar.worker.compute import Abandoned, Assignment
+from shmpar.worker.compute import Abandoned, Assignment, Band
 from shmpar.worker.environment import in_worker
 from shmpar.worker.loop import work
 
@@ -209,6 +209,23 @@ class TestClaims:
         assert following <= max(1, 8 * size)
         assert following <= max(1, remaining // (4 * workers))
         assert following == 1 or following * seconds <= 1.0001e-3
+
+    @given(
+        size=st.integers(1, 10**3),
+        seconds=st.floats(0, 1),
+        remaining=st.integers(0, 10**4),
+        workers=st.integers(1, 64),
+        bands=st.lists(st.builds(Band, st.integers(1, 10**3), st.floats(0, 1)), max_size=3),
+    )
+    def test_a_claim_fills_the_largest_band_of_quick_chunks(
+        self, size: int, seconds: float, remaining: int, workers: int, bands: list[Band]
+    ) -> None:
+        """A band counts if its chunks are quick, and if each worker can have one."""
+        plain = loop._next_size(size, seconds, remaining, workers)
+        quick = [one.chunks for one in bands if one.chunks * seconds <= one.seconds]
+        fitting = [chunks for chunks in quick if chunks * workers <= remaining]
+        found = loop._next_size(size, seconds, remaining, workers, bands)
+        assert found == max([plain, *fitting])
 
     def test_a_todo_lists_the_chunks(self) -> None:
         """Tickets are indices into the list of chunks, and no other chunk is computed."""

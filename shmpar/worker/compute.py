@@ -12,7 +12,7 @@ from math import prod
 from operator import index
 from sys import maxsize
 from time import monotonic_ns, perf_counter
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -57,6 +57,8 @@ Compute = Callable[[int], None]
 ComputeRange = Callable[[int, int], None]
 Info = dict[int | None, dict[str, Any]]
 
+_READ_SECONDS = 0.1  # Why: reading takes a small part of the time of slower rows.
+_PAGES_SECONDS = 0.01  # Why: making pages takes a small part of the time of slower chunks.
 _SMALL_OUTPUT = 4 * 1024  # Why: copying fewer bytes is faster than the set-up of direct writes.
 
 
@@ -284,6 +286,21 @@ class ApplyAlongAxis:
         return value
 
 
+class Band(NamedTuple):
+    """Consecutive chunks for a claim, if they are quick.
+
+    Attributes
+    ----------
+    chunks : int
+        Their number.
+    seconds : float
+        They are quick if they take no longer together.
+    """
+
+    chunks: int
+    seconds: float
+
+
 class Chunks:
     """The chunks of an assignment, and the functions that compute them.
 
@@ -299,7 +316,7 @@ class Chunks:
         Computes the chunks of consecutive tickets, given the first ticket and the end, and moves
         the cursor ahead of each chunk. It replaces the function that :meth:`begin_claim` returns,
         and is faster. Most plans have none.
-    band : int
+    bands : list of Band
         Chunks that workers should not take in turn: each of them would read the same rows of a
         store, or make the same huge pages of an output.
     """
@@ -312,7 +329,8 @@ class Chunks:
         self._reserve: Reserve | None = None
         self.compute_range: ComputeRange | None = None
         inputs: Sequence[Any] = assignment.arrays
-        self.band = max([one.band for one in inputs if isinstance(one, StoreRows)], default=1)
+        rows = [one.band for one in inputs if isinstance(one, StoreRows)]
+        self.bands = [Band(band, _READ_SECONDS) for band in rows]
         if assignment.plan.returns_objects:
             store = _object_store(channel, assignment.plan.results_file)
             self._compute = _caller(assignment, self._getters, store)
@@ -367,7 +385,7 @@ class Chunks:
             is_tuple = bool(assignment.is_tuple)
             self._store, assignment.targets = storer(plan, outputs, is_tuple, kept)
             self._reserve = reserver(plan, outputs, share)
-            self.band = max(self.band, band_of_pages(plan, outputs))
+            self.bands.append(Band(band_of_pages(plan, outputs), _PAGES_SECONDS))
         return self._store
 
     def _writer(self, outputs: Sequence[Array]) -> Compute:

@@ -13,18 +13,26 @@ Guarantees
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from time import monotonic_ns, perf_counter
 from typing import Any
 
 from shmpar.ipc.ledger import CURSOR, DONE, FAILED, FIRST, GENERATION, JOINED, LAST, SINCE, WAITED
 from shmpar.stores.store import Store, StoreRows
-from shmpar.worker.compute import Abandoned, Assignment, Channel, Chunks, Compute, ComputeRange
+from shmpar.worker.compute import (
+    Abandoned,
+    Assignment,
+    Band,
+    Channel,
+    Chunks,
+    Compute,
+    ComputeRange,
+)
 from shmpar.worker.environment import exit_if_forked, inside_worker
 
 SHORT_SECONDS = 20e-6  # Why: reading the clock costs a shorter chunk a noticeable part.
 CLAIM_SECONDS = 1e-3
 _SHARE = 4  # A claim takes at most 1 / (4 x workers) of the remaining tickets.
-_BAND_SECONDS = 0.1  # Why: reading takes a small part of the time of slower rows.
 _TINY = 1e-9  # Why not 0: that means "not known" in the ledger.
 
 
@@ -122,9 +130,8 @@ def _work(assignment: Assignment, channel: Channel) -> bool:
         opening = _run_claim(assignment, channel, compute_range, first, last)
         spent = perf_counter() - began - opening
         clock.end(spent)
-        size = _next_size(
-            size, spent / (last - first), count - last, assignment.workers, chunks.band
-        )
+        seconds, remaining = spent / (last - first), count - last
+        size = _next_size(size, seconds, remaining, assignment.workers, chunks.bands)
         size = min(size, assignment.max_tickets - assignment.claimed)
         if size == 0 or channel.enough():
             return False
@@ -136,18 +143,19 @@ def _from_base(compute: Compute, base: int) -> Compute:
     return lambda chunk: compute(base + chunk)
 
 
-def _next_size(size: int, seconds: float, remaining: int, workers: int, band: int = 1) -> int:
-    """Return the tickets of the next claim; at most eight times those of the latest one.
+def _next_size(
+    size: int, seconds: float, remaining: int, workers: int, bands: Iterable[Band] = ()
+) -> int:
+    """Return the tickets of the next claim.
 
-    Parameters
-    ----------
-    band : int
-        As :attr:`Chunks.band`.
+    They are at most eight times those of the latest claim, or fill a band of quick chunks.
     """
     wanted = int(CLAIM_SECONDS / max(seconds, _TINY))  # Why max: the clock may stand still.
     size = max(1, min(wanted, 8 * size, remaining // (_SHARE * workers)))
-    is_quick = band * seconds <= _BAND_SECONDS
-    return max(size, band) if is_quick and band <= remaining // workers else size
+    for band in bands:
+        if band.chunks * seconds <= band.seconds and band.chunks <= remaining // workers:
+            size = max(size, band.chunks)
+    return size
 
 
 def _each(assignment: Assignment, compute: Compute) -> ComputeRange:
