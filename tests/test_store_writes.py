@@ -234,6 +234,18 @@ def test_a_store_that_is_removed_before_a_process_opens_it(made, zarr, tmp_path)
         os.rename(tmp_path / "moved", path)
 
 
+def test_a_damaged_store_is_not_called_gone(made, zarr, tmp_path, monkeypatch):
+    """A process may work in another folder than the one from which the path was given."""
+    made()
+    monkeypatch.chdir(tmp_path)
+    sent = pickle.dumps(wrap(zarr.open_array("x.zarr", mode="r+")))
+    (tmp_path / "x.zarr" / "zarr.json").write_text("{")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(shmpar.StoreError, match="JSONDecodeError"):
+        pickle.loads(sent)[...]
+
+
 def test_a_store_that_changes_its_shape_under_the_run(workers, made, zarr, tmp_path):
     """The end of the run compares the shape with that of the call."""
     out, path = made(), str(tmp_path / "x.zarr")

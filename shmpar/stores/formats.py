@@ -141,7 +141,8 @@ def _metadata_file(array: Any) -> str | None:
     if root is None:
         return None
     name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"  # noqa: PLR2004
-    return os.path.join(root, array.store_path.path, name)
+    # Why the whole path: a process that opens the array may work in another folder.
+    return absolute(os.path.join(root, array.store_path.path, name))
 
 
 def _root_of(array: Any) -> str | None:
