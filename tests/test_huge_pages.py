@@ -274,6 +274,26 @@ def test_workers_share_few_pages_of_a_fresh_output(
     assert (claims[0] < 40, claims[0] == 96, claims[1]) == (quick, not quick, 96)
 
 
+def test_threads_count_their_huge_pages_together(
+    monkeypatch: pytest.MonkeyPatch, nothing_left: None
+) -> None:
+    """None forgets those that another thread makes meanwhile; pages of both count once."""
+    if not has_huge_pages():
+        pytest.skip("this kernel makes no huge pages of shared memory")
+    reserve = LazyPages.reserve
+
+    def slow(self: LazyPages, fd: int, start: int, stop: int) -> int:
+        reserve(self, fd, start, stop)
+        time.sleep(0.005)
+        return stop - start
+
+    monkeypatch.setattr(LazyPages, "reserve", slow)
+    with shmpar.Pool(2, engine="threads") as pool:
+        found = pool.map_blocks(np.sqrt, np.ones((64, 1 << 16)), chunks=(1, -1))
+        assert (found == 1).all()
+        assert pool.last_run.report.huge_bytes == found.nbytes == 32 * MIB
+
+
 @pytest.mark.parametrize("engine", ["processes", "threads", "serial"])
 def test_fresh_outputs(engine: str, pages: str, nothing_left: None) -> None:
     """Outputs that workers reserve have NumPy's values, for rows, tiles, columns and items."""

@@ -23,7 +23,7 @@ from shmpar.errors import format_count
 from shmpar.grid import Halo, Mode
 from shmpar.memory.allocate import LazyPages, map_pages
 from shmpar.memory.copying import is_masked, loses
-from shmpar.memory.huge import BATCH, KINDS
+from shmpar.memory.huge import BATCH, KINDS, PAGE
 from shmpar.memory.layout import address_of, byte_bounds
 from shmpar.memory.segment import Mapping, find_mapping
 from shmpar.plan import (
@@ -485,6 +485,7 @@ def _shared_mapping(output: Any) -> Mapping | None:
 def _reserve_output(plan: Plan, output: Array, mapping: Mapping, share: float) -> Reserve:
     window_of, itemsize = plan.placement.windows(plan.grid, output.shape), output.itemsize
     segment, start = mapping.segment, mapping.start
+    whole = segment.size // PAGE * PAGE
     if mapping not in _pages:
         _pages[mapping] = LazyPages(start, segment.size)
     pages = _pages[mapping]
@@ -512,7 +513,10 @@ def _reserve_output(plan: Plan, output: Array, mapping: Mapping, share: float) -
             else:
                 for part in pages.missing(begin + low, begin + high, share):
                     if not segment.reserved:
-                        segment.huge_bytes += pages.reserve(segment.fileno(), *part)
+                        made = pages.reserve(segment.fileno(), *part)
+                        # Why not in one statement: threads add to it while this one reserves. Why
+                        # min: two of them may make the same page.
+                        segment.huge_bytes = min(segment.huge_bytes + made, whole)
                     pages.map(memory, *part)
             ready[first : last + 1] = b"\1" * (last + 1 - first)
 
