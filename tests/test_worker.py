@@ -31,7 +31,7 @@ from shmpar.plan import (
     ResultError,
 )
 from shmpar.verbs.arguments import blocks, items
-from shmpar.worker import loop
+from shmpar.worker import compute, loop
 from shmpar.worker import store as storing
 from shmpar.worker.compute import Abandoned, Assignment, Band
 from shmpar.worker.environment import in_worker
@@ -226,6 +226,24 @@ class TestClaims:
         fitting = [chunks for chunks in quick if chunks * workers <= remaining]
         found = loop._next_size(size, seconds, remaining, workers, bands)
         assert found == max([plain, *fitting])
+
+    def test_the_time_to_make_pages_does_not_make_claims_smaller(
+        self, clock: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Otherwise the workers of a busy machine, where it is long, would make the same pages."""
+
+        def wait(seconds: float) -> None:
+            clock[0] += seconds
+
+        def work(_: Any) -> int:
+            wait(1e-3)
+            return 0
+
+        monkeypatch.setattr(compute, "band_of_pages", lambda *_: 8)
+        monkeypatch.setattr(compute, "reserver", lambda *_: lambda _: wait(0.07))
+        worker = Worker(work, range(99), rows=True)
+        worker.work()
+        assert [size for _, size in worker.counter.claims[2:10]] == [8] * 8
 
     def test_a_todo_lists_the_chunks(self) -> None:
         """Tickets are indices into the list of chunks, and no other chunk is computed."""

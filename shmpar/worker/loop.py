@@ -122,6 +122,7 @@ def _work(assignment: Assignment, channel: Channel) -> bool:
         assignment.claimed += last - first
         began = perf_counter()
         plain = chunks.begin_claim(range(first, last) if todo is None else todo[first:last])
+        ready = perf_counter()
         if base:
             plain = _from_base(plain, base)
         compute = clock.begin(plain, first, last, began)
@@ -130,7 +131,8 @@ def _work(assignment: Assignment, channel: Channel) -> bool:
         opening = _run_claim(assignment, channel, compute_range, first, last)
         spent = perf_counter() - began - opening
         clock.end(spent)
-        seconds, remaining = spent / (last - first), count - last
+        # Why from then on: a busy machine takes long to make pages, and larger claims need no more.
+        seconds, remaining = (spent - (ready - began)) / (last - first), count - last
         size = _next_size(size, seconds, remaining, assignment.workers, chunks.bands)
         size = min(size, assignment.max_tickets - assignment.claimed)
         if size == 0 or channel.enough():
