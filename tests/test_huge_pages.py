@@ -274,6 +274,24 @@ def test_workers_share_few_pages_of_a_fresh_output(
     assert (claims[0] < 40, claims[0] == 96, claims[1]) == (quick, not quick, 96)
 
 
+def test_a_small_output_beside_a_large_one_makes_no_claim_larger(
+    monkeypatch: pytest.MonkeyPatch, nothing_left: None
+) -> None:
+    """The pages of the large one decide: claims that fill a page of the small one are too long."""
+
+    def work(row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        time.sleep(0.002)
+        return row + 1, row[: 1 << 16]
+
+    monkeypatch.setattr(compute, "_PAGES_SECONDS", BOUND)
+    with shmpar.Pool(2, engine="threads") as pool:
+        large, small = pool.parallel_map(work, np.zeros((96, MIB), "u1"), dtype=("u1", "u1"))
+        assert (large == 1).all()
+        assert not small.any()
+        assert pool.last_run is not None
+        assert pool.last_run.report.claims < 40
+
+
 def test_threads_count_their_huge_pages_together(
     monkeypatch: pytest.MonkeyPatch, nothing_left: None
 ) -> None:

@@ -463,13 +463,16 @@ def reserver(plan: Plan, outputs: Sequence[Array], share: float) -> Reserve | No
 
 
 def band_of_pages(plan: Plan, outputs: Sequence[Array]) -> int:
-    """Return the chunks whose windows fill the huge pages that are made at once, at least 1."""
+    """Return the chunks whose windows fill the huge pages that are made at once, at least 1.
+
+    Of several outputs the largest counts, since it has the most pages.
+    """
     found = [
         BATCH * plan.chunks // output.nbytes
         for output in outputs
         if (mapping := _shared_mapping(output)) is not None and mapping.segment.unreserved()[1]
     ]
-    return max([1, *found])
+    return max(1, min(found, default=1))
 
 
 def _shared_mapping(output: Any) -> Mapping | None:
