@@ -7,12 +7,15 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import gc
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from shmpar import pool
 from tests.exclusive import PLUGIN_NAME
 from tests.leaks import Snapshot, leaks_after_waiting, leaks_since, report
 
@@ -48,6 +51,7 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     if not leaks_since(before):
         return
     _drop_references(request.node)
+    _settle_pools()
     left = leaks_after_waiting(before)
     exclusive = request.config.pluginmanager.get_plugin(PLUGIN_NAME)
     if exclusive is not None and any(one.kind in {"segment", "file"} for one in left):
@@ -73,3 +77,16 @@ def _drop_references(item: Any) -> None:
     """Drop the references of pytest and doctest to objects of a finished test."""
     getattr(item, "funcargs", {}).clear()
     vars(builtins).pop("_", None)  # doctest's last expression
+
+
+def _settle_pools(seconds: float = 20.0) -> None:
+    """Let the threads of open pools return from the runs and calls that they have resolved.
+
+    Until then such a thread holds a call, and so the memory of its task and its result.
+    """
+    for one in list(pool._open_pools):
+        if one._loop._thread is not None:  # Why: a request would start the thread.
+            settled = threading.Event()
+            with contextlib.suppress(RuntimeError):  # of a pool that an earlier process has made
+                one._loop._post(settled.set)
+                settled.wait(seconds)

@@ -202,7 +202,8 @@ class TestDeaths:
         (attempt,) = report.timings.attempts
         assert attempt.chunk == 3
         assert attempt.end - attempt.begin >= 0.05
-        assert report.durations[3] < 0.05
+        # Why the end of the run: a busy machine may delay the last attempt.
+        assert report.durations[3] <= report.seconds - attempt.end
         assert report.computed == 8
         assert "1 worker died in chunk 3; " in str(report)
         assert [event for event in slices(report) if event["name"] == "died in chunk 3"]

@@ -344,7 +344,7 @@ def test_a_child_that_was_forked_while_a_thread_gives_a_name_has_names():
         inside.wait()
         pid = os.fork()
         if pid == 0:
-            signal.alarm(5)
+            signal.alarm(30)
             os._exit(shared.name != f"/proc/{os.getpid()}/fd/{shared._handle.segment.fileno()}")
         status = os.waitpid(pid, 0)[1]
         forked.set()

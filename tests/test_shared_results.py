@@ -58,7 +58,7 @@ def test_small_results_have_locks_and_names_of_their_own(pool: shmpar.Pool) -> N
     """Small results lie in one segment; each is an array for itself."""
     one, two = (pool.asarray(pool.map_blocks(np.negative, np.full(9, n))) for n in (1.0, 2.0))
     with one.lock:
-        assert two.lock.acquire(timeout=1)
+        assert two.lock.acquire(timeout=20)
         two.lock.release()
     view = pool.asarray(np.asarray(two)[3::-1])
     assert view.lock is two.lock

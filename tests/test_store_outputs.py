@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -372,10 +374,16 @@ def test_checked_runs_write_into_stores(made, zarr):
     with shmpar.Pool(2, engine="threads", check=True) as pool:
         pool.map_blocks(lambda b: (b, b.astype("i4")), X, chunks=CUT, out=(out, memory))
 
+        first_is_done = threading.Event()
+
         def spoil(block, block_id):
             if block_id == (2, 1):
+                assert first_is_done.wait(60)
                 zarr.open_array(path, mode="r+")[:20, :20] = 1
             return block
 
+        run = pool.map_blocks(spoil, X, chunks=CUT, out=out, wait=False)
+        assert (slice(0, 20), slice(0, 40)) in run.completed()
+        first_is_done.set()
         with pytest.raises(shmpar.ChunkError, match="was changed by another writer"):
-            pool.map_blocks(spoil, X, chunks=CUT, out=out)
+            run.result(60)

@@ -26,8 +26,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Send a file, or an error of the server."""
-        if self.server.failures and "/c/" in self.path:
-            self.server.failures -= 1
+        if "/c/" in self.path and self.server.fails():
             self.send_error(503)
         else:
             self.server.requests.append(self.path)
@@ -45,8 +44,16 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
         self.failures = 0
+        self._lock = threading.Lock()
         self.requests: list[str] = []
         self.place = f"127.0.0.1:{self.server_port}"
+
+    def fails(self) -> bool:
+        """Return whether a request fails; two threads do not take the same failure."""
+        with self._lock:
+            failing = self.failures > 0
+            self.failures -= failing
+        return failing
 
 
 @pytest.fixture
@@ -124,6 +131,6 @@ def test_urls_that_have_no_array(zarr, server):
         shmpar.open(f"plain://{server.place}/y.zarr")
     with pytest.raises((TypeError, FileNotFoundError)):
         shmpar.open("memory://y.zarr")
-    zarr.create_array("memory://y.zarr", shape=3, chunks=1, dtype="u1")
+    zarr.create_array("memory://y.zarr", shape=3, chunks=1, dtype="u1", overwrite=True)
     with pytest.raises(TypeError, match="memory of this process"):
         shmpar.open("memory://y.zarr")

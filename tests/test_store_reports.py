@@ -97,5 +97,6 @@ def test_the_opening_of_a_store_belongs_to_no_chunk(tmp_path):
     with shmpar.Pool(engine="serial") as pool:
         pool.map_blocks(np.negative, store, chunks=10)
         report = pool.last_run.report
-    assert report.serial_seconds < 0.1 < report.seconds
-    assert report.store_seconds < 0.1
+    # Why not less than 0.1: a busy machine may delay any of the chunks.
+    assert report.serial_seconds <= report.seconds - 0.1
+    assert report.store_seconds <= report.seconds - 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import pickle
 import random
@@ -18,6 +19,7 @@ import pytest
 import shmpar
 from shmpar.stores.recognise import wrap
 from tests.interpreters import interpreter, output_after_setup
+from tests.work.concurrent import Gate, wait_at_gate
 
 X = np.arange(4800, dtype="i4").reshape(60, 80)
 CUT = (20, 40)
@@ -247,16 +249,24 @@ def test_a_damaged_store_is_not_called_gone(made, zarr, tmp_path, monkeypatch):
 
 
 def test_a_store_that_changes_its_shape_under_the_run(workers, made, zarr, tmp_path):
-    """The end of the run compares the shape with that of the call."""
-    out, path = made(), str(tmp_path / "x.zarr")
+    """The end of the run compares the shape with that of the call; finished chunks are kept."""
+    out, path, gate = made(), str(tmp_path / "x.zarr"), Gate(tmp_path)
 
     def shrink(block, block_id):
         if block_id == (2, 1):
+            wait_at_gate(str(tmp_path), block)
             zarr.open_array(path, mode="r+").resize((40, 80))
         return block
 
+    run = workers.map_blocks(shrink, X, chunks=CUT, out=out, wait=False)
+    first_rows = (region for region in run.completed() if region[0].start == 0)
+    try:
+        assert len(list(itertools.islice(first_rows, 2))) == 2
+    finally:
+        gate.open()
     with pytest.raises(shmpar.StoreError, match=r"has shape \(40, 80\).*had \(60, 80\)"):
-        workers.map_blocks(shrink, X, chunks=CUT, out=out)
+        run.result(60)
+    gate.close()
     np.testing.assert_array_equal(zarr.open_array(path, mode="r")[:20], X[:20])
 
 

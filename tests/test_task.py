@@ -305,6 +305,7 @@ def test_the_memory_of_a_task_ends_with_its_future() -> None:
         assert sum(one.nbytes for one in pool.memory if one.purpose == "array") == 30 * NBYTES
         kept = futures[3]
         del futures, one
+        pool._loop.settle()  # Why: the pool thread may still return from the end of the last call.
         assert sum(one.nbytes for one in pool.memory if one.purpose == "array") == NBYTES
     assert kept.progress == (2, 2, "2")
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 from pathlib import Path
 from typing import Any
+
+BOUND = 60.0  # seconds after which a wait counts as a hang
 
 
 class Gate:
@@ -19,6 +22,7 @@ class Gate:
 
     def wait_for_worker(self) -> None:
         """Wait until a worker waits at the gate."""
+        assert select.select([self._waiting], [], [], BOUND)[0], "no worker came to the gate"
         os.read(self._waiting, 1)
 
     def open(self) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Any
 
+from tests.work.concurrent import wait_at_gate
 from tests.work.executor import NotUnpicklable
 
 MANY = 400  # items, so many that several go with a call
@@ -32,8 +33,12 @@ def mostly_readable(item: int, bad: int) -> Any:
     return NotUnpicklable() if item == bad else item
 
 
-def nap(seconds: float) -> int:
-    time.sleep(seconds)
+def nap_or_wait(item: str) -> int:
+    """Take no time for an empty item, 0.1 s for "nap", else wait at the gate of this folder."""
+    if item == "nap":
+        time.sleep(0.1)
+    elif item:
+        wait_at_gate(item, None)
     return os.getpid()
 
 
