@@ -130,6 +130,7 @@ def test_a_chunk_is_not_blamed_for_a_kill_by_another_run(tmp_path: Path) -> None
         long = pool.map_blocks(wait_once, np.arange(2.0), chunks=2, wait=False)
         gate.wait_for_worker()
         other = pool.map_blocks(np.negative, np.arange(4.0), chunks=2, wait=False)
+        pool._loop.settle()  # Why: the pool thread must have begun the run.
         # The same as an interrupt after its grace period.
         pool._loop.engine.kill(0, other.execution.number)
         assert other.result(60).tolist() == [0, -1, -2, -3]
