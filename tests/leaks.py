@@ -101,7 +101,7 @@ def leaks_since(before: Snapshot) -> list[Leak]:
     ]
 
 
-def leaks_after_waiting(before: Snapshot, seconds: float = 2.0) -> list[Leak]:
+def leaks_after_waiting(before: Snapshot, seconds: float = 10.0) -> list[Leak]:
     """Return the leaks after a garbage collection, and after processes and threads had time to end.
 
     An unreaped child or an open descriptor is a leak at once, since waiting cannot remove it.

@@ -258,7 +258,8 @@ def test_a_result_does_not_wait_for_the_scheduler(cluster: shmpar.Pool, client: 
         for number in range(4):
             assert cluster.parallel_map(abs, [-number]) == [number]
             assert cluster.submit(abs, -number).result(60) == number
-        assert time.monotonic() - began < 5
+        # Why so much: the machine may be busy. With each result held back, it would be 40 s.
+        assert time.monotonic() - began < 20
     finally:
         client.run(hold_back, usual)
 
@@ -370,7 +371,9 @@ def test_without_hosts_a_run_is_lost_and_hosts_that_join_take_part() -> None:
         with pytest.raises(shmpar.HostsLost):
             call.result(30)
         growing.scale(1)
-        other.wait_for_workers(1)
+        # Why not by Dask: the pool, which would wait for half a second, hears of the host later.
+        while not pool._loop.engine._hosts:  # type: ignore[union-attr]
+            time.sleep(0.01)
         assert caught.value.run is not None
         found = caught.value.run.resume().result(60)
         assert np.array_equal(found, -contract.IMAGE)
@@ -416,7 +419,7 @@ def test_the_hosts_pools_end_with_the_pool(client: Any) -> None:
     """No local worker outlives the block, and the plugin is gone."""
     with shmpar.Pool(1, engine=client) as pool:
         pids = set(pool.parallel_map(lambda _: os.getpid(), range(60), dtype=object))
-    wait_for_end(pids, 5)
+    wait_for_end(pids, 30)
 
 
 LEDGER = """

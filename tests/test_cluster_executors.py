@@ -224,13 +224,13 @@ def test_a_cancelled_run_ends_and_can_be_resumed(cluster: shmpar.Pool, tmp_path:
         time.sleep(0.02)
         return 2 * float(row[0])
 
-    run = cluster.parallel_map(work, np.arange(500.0)[:, None], wait=False)
+    run = cluster.parallel_map(work, np.arange(5000.0)[:, None], wait=False)
     while not begun.exists():
         time.sleep(0.01)
     assert run.cancel()
     began = time.monotonic()
     assert run.over.wait(30)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert run.cancelled()
     done, total = run.progress
     assert done < total
@@ -471,10 +471,12 @@ def test_an_initializer_runs_in_each_local_worker(lone: Executor, tmp_path: Path
 
 def test_the_hosts_pools_end_with_the_pool(executor: Executor) -> None:
     """No local worker outlives the block."""
+    pids: set[int] = set()
     with shmpar.Pool(engine=executor, hosts=2) as pool:
-        pids = set(pool.parallel_map(lambda _: os.getpid(), range(40), dtype=object))
-        assert len(pids) > 1
-    deadline = time.monotonic() + 5
+        contract.wait_for_hosts(pool, 2)
+        while len(pids) < 2:  # Why: a single worker may be quicker than the others start.
+            pids.update(pool.parallel_map(lambda _: os.getpid(), range(40), dtype=object))
+    deadline = time.monotonic() + 30
     while any(os.path.exists(f"/proc/{pid}") for pid in pids):
         assert time.monotonic() < deadline, "a local worker lives on"
         time.sleep(0.05)
@@ -494,7 +496,7 @@ def test_pools_leave_nothing_in_the_process_of_a_host(lone: Executor) -> None:
             pool.map_blocks(contract.smooth, contract.IMAGE, chunks=20)
             assert pool.submit(pow, 2, 3).result() == 8
         facts = lone.submit(host_facts).result()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while facts[:2] != (0, threads):
             assert time.monotonic() < deadline, facts
             time.sleep(0.02)
@@ -610,10 +612,14 @@ def test_a_call_waits_for_hosts_although_there_were_none_for_long() -> None:
     with contextlib.ExitStack() as end:
         ex = end.enter_context(ThreadPoolExecutor(1))
         ex.submit(gate.wait)  # While the only thread waits, no host can be there.
-        pool = end.enter_context(shmpar.Pool(engine=ex, host_timeout=1))
+        pool = end.enter_context(shmpar.Pool(engine=ex, host_timeout=600))
         end.callback(gate.set)
+        first = pool.submit(abs, -1)
+        pool._loop.settle()
+        pool._loop.engine._without -= 3600  # as if an hour had passed
+        pool._loop.engine.wake()
         with pytest.raises(shmpar.HostsLost, match="none has ever joined"):
-            pool.submit(abs, -1).result(60)
+            first.result(60)
         second = pool.submit(abs, -2)
         with pytest.raises(TimeoutError):
             second.result(0.1)

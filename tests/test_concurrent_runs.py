@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,18 @@ def test_a_run_without_chunks_does_not_wait(busy: shmpar.Pool) -> None:
     assert busy.map_blocks(np.negative, np.empty(0)).shape == (0,)
 
 
-def test_a_cancelled_run_does_not_wait(busy: shmpar.Pool) -> None:
+def test_a_cancelled_run_does_not_wait(busy: shmpar.Pool, tmp_path: Path) -> None:
     """A cancelled run waits only for its own chunks."""
-    run = busy.map_blocks(lambda block: block, np.zeros(100_000), chunks=2, wait=False)
+    cancelled = tmp_path / "cancelled"
+
+    def wait(block: Any) -> Any:
+        while not cancelled.exists():
+            time.sleep(0.001)
+        return block
+
+    run = busy.map_blocks(wait, np.zeros(100_000), chunks=2, wait=False)
     assert run.cancel()
+    cancelled.touch()
     assert concurrent.futures.wait([run], timeout=60).done == {run}
 
 
@@ -130,6 +139,7 @@ def test_a_chunk_is_not_blamed_for_a_kill_by_another_run(tmp_path: Path) -> None
         long = pool.map_blocks(wait_once, np.arange(2.0), chunks=2, wait=False)
         gate.wait_for_worker()
         other = pool.map_blocks(np.negative, np.arange(4.0), chunks=2, wait=False)
+        pool._loop.settle()  # Why: the pool thread must have begun the run.
         # The same as an interrupt after its grace period.
         pool._loop.engine.kill(0, other.execution.number)
         assert other.result(60).tolist() == [0, -1, -2, -3]

@@ -93,14 +93,18 @@ def test_an_environment_is_made_once(uv: Uv, cache: Path) -> None:
 
 def test_a_second_call_is_quick(uv: Uv) -> None:
     """It starts no program, and reads little."""
-    shmpar.environment(["a"])
+    check_quick(["a"], shmpar.environment(["a"]))
+    assert uv.calls("") == 3
+
+
+def check_quick(requirements: list[str], python: str, **options: Any) -> None:
+    """Check that an environment is found at once, in the quickest of some calls."""
     seconds = []
     for _ in range(5):
         begin = time.perf_counter()
-        shmpar.environment(["a"])
+        assert shmpar.environment(requirements, **options) == python
         seconds.append(time.perf_counter() - begin)
     assert min(seconds) <= 0.05
-    assert uv.calls("") == 3
 
 
 @pytest.mark.parametrize("fault", ["no record", "no interpreter", "no files"])
@@ -370,9 +374,7 @@ def test_an_environment_with_another_numpy(tmp_path: Path) -> None:
     other = oldest if np.__version__[0] == "2" else "2.0"
     requirements = [f"numpy=={other}.*"]
     python = made(requirements, tmp_path / "cache")
-    begin = time.perf_counter()
-    assert shmpar.environment(requirements, cache=tmp_path / "cache") == python
-    assert time.perf_counter() - begin <= 0.05
+    check_quick(requirements, python, cache=tmp_path / "cache")
     (found,) = environments.environments(tmp_path / "cache")
     assert any(one.startswith(f"numpy=={other}.") for one in found.installed)
     check(python, tmp_path, version=sys.version_info[:2], numpy=other)
@@ -405,9 +407,7 @@ def test_a_package_that_is_only_there(tmp_path: Path) -> None:
     """The parent does not import scikit-image, and the function filters a shared array in place."""
     requirements = ["numpy==1.26.*", "scikit-image"]
     python = made(requirements, tmp_path / "cache")
-    begin = time.perf_counter()
-    assert shmpar.environment(requirements, cache=tmp_path / "cache") == python
-    assert time.perf_counter() - begin <= 0.05
+    check_quick(requirements, python, cache=tmp_path / "cache")
     path = tmp_path / "edges.py"
     path.write_text(
         "from skimage.filters import sobel\n"

@@ -368,7 +368,7 @@ def test_a_chunk_that_takes_too_long_is_a_timeout(mortal_pool: shmpar.Pool) -> N
             lambda b: time.sleep(60) if at_bad(b) else b,
             X,
             chunks=2,
-            task_timeout=0.2,
+            task_timeout=2,  # Why so long: it is a limit of the other chunks too.
             retries=0,
             on_error="raise",
             out=out,
@@ -665,4 +665,4 @@ def test_a_pool_that_is_never_closed_warns() -> None:
     pids = pool._loop.engine.pids()
     with pytest.warns(ResourceWarning, match="never closed"):
         del pool
-    assert wait_for_exit(pids, 5)
+    assert wait_for_exit(pids, 30)

@@ -25,7 +25,8 @@ HANGS = (
 
 @pytest.fixture
 def pool() -> Iterator[shmpar.Pool]:
-    with shmpar.Pool(2, task_timeout=0.3) as made:
+    # Why so long: it is a limit of the chunks that do not hang too.
+    with shmpar.Pool(2, task_timeout=1) as made:
         made.parallel_map(abs, range(9))
         yield made
 

@@ -307,10 +307,13 @@ def test_an_exit_status_that_cannot_be_known_is_not_made_up(run_python: Run, how
     assert (done.stdout, done.stderr) == ("True\n4\n", "")
 
 
-def test_workers_have_names_of_their_own() -> None:
+def test_workers_have_names_of_their_own(tmp_path: Path) -> None:
     """The names of multiprocessing and of log records tell the workers apart."""
 
     def names(_: Any) -> Any:
+        (tmp_path / str(os.getpid())).touch()
+        while len(os.listdir(tmp_path)) < 2:  # until both workers take part
+            time.sleep(0.001)
         import logging
         import multiprocessing
 
@@ -318,7 +321,6 @@ def test_workers_have_names_of_their_own() -> None:
         own, parent = multiprocessing.current_process(), multiprocessing.parent_process()
         child = multiprocessing.Process()
         assert parent.is_alive()
-        time.sleep(0.005)
         return own.name, record.processName, parent.pid, child.name, os.getpid()
 
     def of_record(_: Any) -> Any:

@@ -56,6 +56,13 @@ def mapped_in_huge_pages() -> int:
     return int(found[1]) * 1024 if found else 0
 
 
+@pytest.fixture(autouse=True)
+def no_slow_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each page any time: on a busy machine some would count as slow, and end the attempt."""
+    monkeypatch.setattr(huge, "_SLOW_SECONDS", 60.0)
+    monkeypatch.setattr(huge, "_STALL_SECONDS", 60.0)
+
+
 @pytest.fixture(params=["huge", "small"])
 def pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Huge pages, where the kernel makes some, and small ones."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 
 import pytest
 
@@ -37,11 +38,21 @@ def test_an_interpreter_runs_a_script(tmp_path):
     assert (done.stdout, done.stderr) == (f"{script}\n", "")
 
 
-def test_an_interpreter_that_hangs_is_killed(before):
+def test_an_interpreter_that_hangs_is_killed(before, tmp_path, monkeypatch):
     """The error of a timeout has the output so far, and no process keeps running."""
-    source = f"print('so far', flush=True)\n{WAITS_FOREVER}"
-    with pytest.raises(AssertionError, match=r"(?s)still running after 0.5 s.*so far"):
-        interpreters.run_python(source, timeout=0.5)
+    printed, wait = tmp_path / "printed", subprocess.Popen.wait
+    touch = f"open({str(printed)!r}, 'w').close()"
+    source = f"print('so far', flush=True)\n{touch}\n{WAITS_FOREVER}"
+
+    def wait_after_the_output(process, timeout=None):
+        # Why: an interpreter may take longer than the timeout to start.
+        while timeout is not None and not printed.exists():
+            time.sleep(0.005)
+        return wait(process, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait_after_the_output)
+    with pytest.raises(AssertionError, match=r"(?s)still running after 0.1 s.*so far"):
+        interpreters.run_python(source, timeout=0.1)
     assert leaks_after_waiting(before) == []
 
 

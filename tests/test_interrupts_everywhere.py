@@ -98,8 +98,8 @@ def check(places):
     began = time.monotonic()
     assert not pool.closed, places
     assert pool.map_blocks(negate, array, chunks=10)[-1] == -39, places
-    assert pool.submit(abs, -1).result(10) == 1, places
-    assert time.monotonic() - began < 10, places
+    assert pool.submit(abs, -1).result(30) == 1, places
+    assert time.monotonic() - began < 30, places
 
 def threads():
     gc.collect()

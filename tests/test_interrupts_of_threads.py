@@ -113,8 +113,10 @@ def settled(condition):
         time.sleep(0.01)
 
 
-# Why: an interrupt inside of a callback, which asyncio's futures are, is logged.
+# Why: an interrupt inside of a callback, which asyncio's futures are, is logged. So are the tasks
+# that are left after a second press, in the end of asyncio.run().
 logging.getLogger("concurrent.futures").disabled = True
+logging.getLogger("asyncio").disabled = True
 pool = shmpar.Pool(2, engine=engine)
 check()
 before = descriptors()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import operator
 import os
 import pickle
@@ -134,11 +135,14 @@ def test_every_way_to_return(backend: None, return_as: str) -> None:
     assert sorted(found) == [i * i for i in range(20)]
 
 
-def test_an_unordered_generator_gives_the_quick_result_first(backend: None) -> None:
+def test_an_unordered_generator_gives_the_quick_result_first(backend: None, tmp_path: Path) -> None:
     """A result does not wait for an earlier, slow call."""
-    calls = [delayed(time.sleep)(0.5), *[delayed(square)(i) for i in range(1, 5)]]
-    found = list(Parallel(return_as="generator_unordered", batch_size=1)(calls))
-    assert found[-1] is None
+    go = tmp_path / "go"
+    calls = [delayed(wait_for)(str(go), 0), *[delayed(square)(i) for i in range(1, 5)]]
+    found = Parallel(return_as="generator_unordered", batch_size=1)(calls)
+    assert sorted(itertools.islice(found, 4)) == [1, 4, 9, 16]
+    go.touch()
+    assert list(found) == [0]
 
 
 @pytest.mark.parametrize("return_as", ["list", "generator"])
