@@ -157,8 +157,9 @@ class PageMaker:
                 return self._collapse_each(fd, start, stop)
             self._note(error, fd)
             return start
-        stalled = time.monotonic() - began > _STALL_SECONDS
-        if self._is_slow((time.thread_time() - worked) * PAGE / (stop - start)) or stalled:
+        pages = (stop - start) // PAGE
+        stalled = time.monotonic() - began > pages * _STALL_SECONDS
+        if self._is_slow((time.thread_time() - worked) / pages) or stalled:
             self.stopped = True
         return stop
 
