@@ -33,6 +33,11 @@ def mostly_readable(item: int, bad: int) -> Any:
     return NotUnpicklable() if item == bad else item
 
 
+def nap(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
 def nap_or_wait(item: str) -> int:
     """Take no time for an empty item, 0.1 s for "nap", else wait at the gate of this folder."""
     if item == "nap":
