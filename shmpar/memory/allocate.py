@@ -354,12 +354,13 @@ class LazyPages:
         SegmentFull
             There is no room any more.
         """
-        ends = {page: min(page + huge.PAGE, self._nbytes) for page in range(start, stop, huge.PAGE)}
+        stop = min(stop, self._nbytes)
+        pages = range(start, stop, huge.PAGE)
         # Why: other processes may have reserved some of them.
-        missing = [page for page, end in ends.items() if not _holds_data(fd, page, end)]
+        missing = [one for one in pages if not _holds_data(fd, one, min(one + huge.PAGE, stop))]
         if not missing:
             return 0
-        start, stop = missing[0], ends[missing[-1]]
+        start, stop = missing[0], min(missing[-1] + huge.PAGE, stop)
         made = self._maker.make(fd, start, stop - stop % huge.PAGE)
         if made < stop:
             with system.room_for(f"{stop - made:,} bytes of an output", _FREE_SOME):

@@ -216,7 +216,7 @@ class NewPages:
             return None
 
     def reserve(self, start: int, stop: int) -> int:
-        """Reserve the first bytes of pages, as :class:`PageMaker`, where the descriptor lives."""
+        """Reserve the first bytes of each page, in the thread that owns the descriptor."""
         return self._maker.reserve(self._fd, start, min(stop, self._whole))
 
     def make_reserved(self, start: int, stop: int) -> int:

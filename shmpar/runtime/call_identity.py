@@ -106,8 +106,6 @@ _SIMPLE |= {type(...), type(NotImplemented)}
 _NO_STATE = {"__doc__", "__module__", "__dict__", "__weakref__", "__firstlineno__", "_abc_impl"}
 # Why: the interpreter adds these to a class later, or in any order.
 _NO_STATE |= {*ADDED, "__static_attributes__"}
-
-
 _SMALL_BYTES = 16 << 20  # of an array of which there may be many
 
 

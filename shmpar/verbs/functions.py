@@ -216,7 +216,7 @@ def held_by(function: Any, values: Iterable[Any] = ()) -> list[Any]:
             todo += _held_by_function(one)
         elif kind is not np.ndarray:
             with contextlib.suppress(Exception):  # Why: a list of the user's may raise anything.
-                todo += itertools.islice(_parts_of(one), _MOST_HELD)
+                todo += itertools.islice(_held_by_object(one), _MOST_HELD)
     return list(seen.values())
 
 
@@ -236,7 +236,7 @@ def _held_by_function(function: types.FunctionType) -> list[Any]:
     return []
 
 
-def _parts_of(one: Any) -> Iterable[Any]:
+def _held_by_object(one: Any) -> Iterable[Any]:
     """Return the objects that an object holds directly, without its class."""
     match one:
         case list() | tuple() | set() | frozenset() | deque():
