@@ -32,7 +32,7 @@ from tests.interpreters import interpreter, run_python
 from tests.test_little_shm import in_little_shm
 
 MIB = 1 << 20
-BOUND = 60.0  # seconds after which a wait counts as a hang
+LONG = 60.0  # seconds, more than any page or chunk takes
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux has them")
 
@@ -59,8 +59,8 @@ def mapped_in_huge_pages() -> int:
 @pytest.fixture(autouse=True)
 def no_slow_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give each page any time: on a busy machine some would count as slow, and end the attempt."""
-    monkeypatch.setattr(huge, "_SLOW_SECONDS", 60.0)
-    monkeypatch.setattr(huge, "_STALL_SECONDS", 60.0)
+    monkeypatch.setattr(huge, "_SLOW_SECONDS", LONG)
+    monkeypatch.setattr(huge, "_STALL_SECONDS", LONG)
 
 
 @pytest.fixture(params=["huge", "small"])
@@ -270,7 +270,7 @@ def test_workers_share_few_pages_of_a_fresh_output(
         time.sleep(0.002)  # longer than a claim lasts by itself
         return row + 1
 
-    monkeypatch.setattr(compute, "_PAGES_SECONDS", BOUND if quick else 0)
+    monkeypatch.setattr(compute, "_PAGES_SECONDS", LONG if quick else 0)
     values = np.zeros((96, MIB), "u1")
     with shmpar.Pool(2, engine="threads") as pool:
         claims = []
@@ -290,7 +290,7 @@ def test_a_small_output_beside_a_large_one_makes_no_claim_larger(
         time.sleep(0.002)
         return row + 1, row[: 1 << 16]
 
-    monkeypatch.setattr(compute, "_PAGES_SECONDS", BOUND)
+    monkeypatch.setattr(compute, "_PAGES_SECONDS", LONG)
     with shmpar.Pool(2, engine="threads") as pool:
         large, small = pool.parallel_map(work, np.zeros((96, MIB), "u1"), dtype=("u1", "u1"))
         assert (large == 1).all()
@@ -418,8 +418,7 @@ def test_pages_of_which_the_kernel_refuses_one(
 FILTERED = """
 import ctypes, errno, numpy as np, struct, sys
 import shmpar
-from shmpar.memory import huge, system
-from shmpar.memory.allocate import LazyPages
+from shmpar.memory import huge
 from shmpar.memory.locate import locate
 def refuse(number, argument, value, answer):
     # BPF: if the system call is this one and its third argument has this value: errno, else allow.
