@@ -156,7 +156,7 @@ class Memory(NamedTuple):
     @classmethod
     def of(cls, segment: Segment) -> Memory:
         """Return the address of the memory of a segment."""
-        fd, identity = segment.fileno(), segment.identity()
+        segment.own, fd, identity = False, segment.fileno(), segment.identity()
         return cls(machine(), os.getpid(), fd, *identity, segment.size, segment.kind)
 
 

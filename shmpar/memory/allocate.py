@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeGuard, TypeVar
 import numpy as np
 
 from shmpar.errors import SegmentError, SegmentFull
-from shmpar.memory import huge, limits, system
+from shmpar.memory import huge, limits, reuse, system
 from shmpar.memory.limits import ClosedOnError, open_with_retry
 
 Array = np.ndarray[Any, Any]
@@ -218,6 +218,8 @@ def _when_unmapped(call: Callable[[], T]) -> T:
             return call()
         except SegmentFull:
             now = time.monotonic()
+            if reuse.clear():
+                continue
             # Why: the thread that ends a run lets go of it later, and a worker unmaps as soon as
             # it reads, unless it is within a chunk. Why min: other threads may end runs for ever.
             if refused is not None and now > min(_shared_ends[0], refused) + _UNMAP_SECONDS:
@@ -297,6 +299,8 @@ def promise(bookings: list[Promised], fd: int, nbytes: int) -> int:
     bookings : list
         Gets an object that keeps the room as long as it lives, until :func:`note_promise` does.
     """
+    if system.is_reserved(fd, nbytes):  # Why: it is the file of a segment that has ended
+        return 0
     in_pages = huge.refusal() is None and limits.is_in_memory(fd)
     if not in_pages or not system.granted("fallocate", lambda: system.fallocate(fd, 0, 1)):
         return fill_zeros(fd, nbytes)
@@ -396,7 +400,7 @@ def checked_steps(fd: int, nbytes: int, begin: int = 0) -> Iterator[tuple[int, i
     SegmentFull
         The rest no longer fits into free memory.
     """
-    is_large = nbytes > SMALL
+    is_large = nbytes > SMALL and not system.is_reserved(fd, nbytes)
     in_memory = is_large and limits.is_in_memory(fd)
     booking = _Booking(fd, nbytes) if in_memory else None
     try:

@@ -190,6 +190,8 @@ class PageMaker:
 class NewPages:
     """The huge pages of a new file, made in order, or one by one.
 
+    A file that is reserved already, since a segment that has ended had it, gets no further pages.
+
     Attributes
     ----------
     memory : ndarray of uint8
@@ -197,6 +199,7 @@ class NewPages:
     """
 
     def __init__(self, fd: int, nbytes: int) -> None:
+        self._is_reserved = system.is_reserved(fd, nbytes)
         os.ftruncate(fd, nbytes)
         mapping = new_range(Range, fd, nbytes, mmap.PROT_READ | mmap.PROT_WRITE)
         self.memory = np.ndarray(nbytes, np.uint8, mapping, mapping.lead)
@@ -217,16 +220,22 @@ class NewPages:
 
     def reserve(self, start: int, stop: int) -> int:
         """Reserve the first bytes of each page, in the thread that owns the descriptor."""
+        if self._is_reserved:
+            return stop
         return self._maker.reserve(self._fd, start, min(stop, self._whole))
 
     def make_reserved(self, start: int, stop: int) -> int:
         """Make pages whose first bytes are reserved, as :class:`PageMaker`, in any thread."""
+        if self._is_reserved:
+            return stop
         end = self._maker.make_reserved(self._fd, start, stop)
         self._made.append(end - start)
         return end
 
     def make(self, stop: int) -> bool:
         """Make the pages of the bytes before `stop`; return False if one of them is refused."""
+        if self._is_reserved:
+            return True
         if (start := self.made) < (end := min(-(-stop // BATCH) * BATCH, self._whole)):
             self._made.append(self._maker.make(self._fd, start, end) - start)
             if self.made < end:

@@ -35,7 +35,7 @@ from typing import Any, Final, NamedTuple, Self
 import numpy as np
 
 from shmpar.errors import SegmentFull, SegmentGone
-from shmpar.memory import allocate, huge, limits, names, system
+from shmpar.memory import allocate, huge, limits, names, reuse, system
 from shmpar.memory.layout import address_of, dense_nbytes, lies_within
 from shmpar.memory.names import Identity, NameRegistry
 
@@ -172,6 +172,10 @@ class Segment:
         Its purpose, for `Pool.memory` and errors.
     huge_bytes : int
         Bytes that lie in huge pages, if this process made it.
+    own : bool
+        This process made it, and no other one was told where to open it.
+    stale : bool
+        It began with the values of a segment that has ended.
     path : str or None
         Path of a mapped file of the user's, or name of a segment made elsewhere.
 
@@ -203,6 +207,7 @@ class Segment:
         self.size, self.kind = size, kind
         self.writable, self.private, self.reserved = writable or private, private, True
         self.divided, self.purpose, self.huge_bytes = False, "array", 0
+        self.own, self.stale = False, False
         self.path: str | None = None
         self._fds = [fd]  # Why: last, so that an interrupt before this leaves nothing to close
         limits.register(id(self))
@@ -212,6 +217,7 @@ class Segment:
         """Make a segment of a new file."""
         segment = cls(file.fd, size, file.kind)
         segment.huge_bytes, segment.purpose = file.huge_bytes, purpose
+        segment.own = file.kind in huge.KINDS
         return segment
 
     @classmethod
@@ -436,6 +442,7 @@ class Segment:
         A segment outside of ``/dev/shm``, or in a forked child, gets the name of its descriptor,
         which other processes can open while this process holds it.
         """
+        self.own = False
         with _segments_lock:
             if self.name is not None:
                 return self.name
@@ -494,7 +501,10 @@ class Segment:
                 self._names.pop(0)
 
     def close(self) -> None:
-        """Remove the name and close the descriptor; views stay valid.  Calling it twice is safe."""
+        """Remove the name and close the descriptor; views stay valid.  Calling it twice is safe.
+
+        The file may be kept for a new segment, which gets it once no view is left.
+        """
         if self._pid != os.getpid():
             self._fds.clear()
             return
@@ -507,7 +517,8 @@ class Segment:
             found = os.fstat(fd)
             with suppress(IndexError):
                 names.remove(self._names.pop()[0], (found.st_dev, found.st_ino))
-        os.close(fd)
+        if not (self.own and reuse.keep(fd, self.size, self.kind, self.huge_bytes)):
+            os.close(fd)
         limits.unregister(id(self))
         if self._callbacks:
             allocate.note_shared_end()
@@ -558,7 +569,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def create(nbytes: int, fill: allocate.Fill | None = None, *, purpose: str = "array") -> Segment:
+def create(
+    nbytes: int,
+    fill: allocate.Fill | None = None,
+    *,
+    purpose: str = "array",
+    blank: bool = False,
+) -> Segment:
     """Make a nameless segment that belongs to no manager; it ends with its last view.
 
     Parameters
@@ -569,6 +586,8 @@ def create(nbytes: int, fill: allocate.Fill | None = None, *, purpose: str = "ar
         Writes every byte.  Default: zeros.
     purpose : str
         The purpose, for errors.
+    blank : bool
+        Bytes that the function leaves are zeros; else they may have values of an ended segment.
 
     Raises
     ------
@@ -588,6 +607,12 @@ def create(nbytes: int, fill: allocate.Fill | None = None, *, purpose: str = "ar
     if size > sys.maxsize:
         raise SegmentFull(f"{purpose}: a segment of {size:,} bytes is too large to address")
     try:
+        if fill is not None and not blank and (found := reuse.take(size)) is not None:
+            fill(found.fileno(), size)
+            file = allocate.File(found.take(), found.kind, found.huge_bytes)
+            segment = Segment.of(file, size, purpose)
+            segment.stale = True
+            return segment
         file = allocate.make_file(size, fill)
     except SegmentFull as error:
         raise SegmentFull(f"{purpose}: {error}") from None
@@ -600,7 +625,7 @@ class SegmentInfo(NamedTuple):
     Attributes
     ----------
     purpose : str
-        "array", "output", "copy of an input", "argument", "result" or "ledger".
+        "array", "output", "copy of an input", "argument", "result", "ledger" or "kept for reuse".
     nbytes : int
         Its bytes.
     kind : str
@@ -682,14 +707,21 @@ class Slab:
 
 
 def new_output(
-    shape: tuple[int, ...], dtype: Dtype, slab: Slab | None = None, *, lazy: bool = False
+    shape: tuple[int, ...],
+    dtype: Dtype,
+    slab: Slab | None = None,
+    *,
+    lazy: bool = False,
+    blank: bool = True,
 ) -> Array:
-    """Return an array of zeros in a segment that lives as long as its views.
+    """Return an array in a segment that lives as long as its views.
 
     Parameters
     ----------
     lazy : bool
         A process reserves memory of the array before it writes there, and none reads it earlier.
+    blank : bool
+        The elements are zeros. If it is lazy, and not blank, they may have any values.
     """
     nbytes = dense_nbytes(shape, dtype.itemsize)
     location = None if slab is None else slab.take(nbytes)
@@ -697,11 +729,11 @@ def new_output(
         lazy = lazy and nbytes >= huge.MIN_BYTES
         bookings: list[allocate.Promised] = []
         fill = partial(allocate.promise, bookings) if lazy else None
-        segment = create(nbytes, fill, purpose="output")
+        segment = create(nbytes, fill, purpose="output", blank=blank)
         if slab is not None:
             slab.note(segment)
         # Why the look: the source may have reserved them nevertheless.
-        segment.reserved = not lazy or 512 * os.fstat(segment.fileno()).st_blocks >= nbytes
+        segment.reserved = not lazy or system.is_reserved(segment.fileno(), nbytes)
         if not segment.reserved:
             allocate.note_promise(segment.key, segment)
         location = Location(segment, 0)

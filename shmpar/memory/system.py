@@ -251,6 +251,11 @@ def last_error() -> OSError:
     return OSError(number, os.strerror(number))
 
 
+def is_reserved(fd: int, nbytes: int) -> bool:
+    """Return whether a file has memory, or room on its disk, for so many bytes."""
+    return 512 * os.fstat(fd).st_blocks >= nbytes
+
+
 def fallocate(fd: int, start: int, nbytes: int) -> None:
     """Reserve bytes of a file that other processes may write to at this moment.
 

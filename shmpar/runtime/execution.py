@@ -265,6 +265,8 @@ class Execution:
         self.engine, self._attended = engine, attended
         # Why: workers reserve such outputs, so nobody may look at them before the end.
         self.outputs.lazy = attended and not self.plan.check and not engine.remote
+        # Why pass_out: a function may add to its window.
+        self.outputs.blank = not self.outputs.lazy or self.plan.pass_out
         self._allocate_known(engine)
         if self.plan.check:
             verification = Verification(self.plan, self._arrays, self._todo, self.outputs.checksums)
@@ -582,6 +584,8 @@ class Execution:
         outputs, plan = self.outputs, self.plan
         if done is None:
             outputs.reserve_rest(complete=True)
+        else:
+            self._erase_unfinished()
         outputs.deliver(None if done is None else [plan.window(chunk) for chunk in done])
         fills = self.policy.on_error == "fill" and self.fatal is None and not self.cancelled
         if fills and self.errors and outputs.arrays is not None:
@@ -623,8 +627,14 @@ class Execution:
         self.over = True
         # Why a range: a run that has no room may have more chunks than memory has.
         self.unfinished = range(self.plan.chunks) if self._todo is None else self._todo
+        self._erase_unfinished()
         self.stream.add((), last=True)
         self.unlock()
+
+    def _erase_unfinished(self) -> None:
+        """Have the windows of unfinished chunks read as zeros, as in new memory."""
+        whole = len(self.unfinished) == self.plan.chunks
+        self.outputs.erase(lambda: [...] if whole else map(self.plan.window, self.unfinished))
 
     def unlock(self) -> None:
         """Let another run have the ledger on disk: the last writer is idle."""

@@ -51,6 +51,7 @@ from typing import Any, NamedTuple
 from shmpar.engines.engine import Engine, Exit
 from shmpar.engines.local import Initializer
 from shmpar.ipc.protocol import CallFinished, Event, Logged, Warned, WorkerLost, WorkerReady
+from shmpar.memory import reuse
 from shmpar.plan import Function
 from shmpar.runtime.calls import Call, Calls
 from shmpar.runtime.execution import max_startup_failures
@@ -359,9 +360,7 @@ class Loop:
         if not self._signalled and not (is_call and self._calls_wait):
             try:
                 self._signalled = True
-                engine = self.engine
-                if engine is not None:
-                    engine.wake()
+                self._wake()
             except BaseException:
                 self._signalled = False  # Why: an interrupt came first, so the next request wakes.
                 raise
@@ -389,6 +388,11 @@ class Loop:
                     self._thread = None
                     raise
 
+    def _wake(self) -> None:
+        engine = self.engine
+        if engine is not None:
+            engine.wake()
+
     # The pool thread
 
     def _main(self) -> None:
@@ -397,7 +401,7 @@ class Loop:
             if self._thread is not here:
                 return  # Why: an interrupt has cut its start short; another thread may be started.
         # Why: code of the user that runs here (unpickling, finalizers) cannot wait for this thread.
-        with inside_worker():
+        with inside_worker(), reuse.attended(self._wake):
             while True:
                 try:
                     self._serve()
@@ -454,6 +458,8 @@ class Loop:
     def _timeout(self) -> float | None:
         """Return the seconds until a chunk may be overdue, a grace is over, or callbacks wait."""
         waits = [TICK_SECONDS] if self._callbacks.attend() else []
+        if (left := reuse.tend()) is not None:
+            waits.append(left)
         for run in self._runs.values():
             if run.execution.policy.task_timeout is not None:
                 waits.append(min(TICK_SECONDS, run.execution.policy.task_timeout))

@@ -208,6 +208,8 @@ class Outputs:
         A segment in which small outputs may lie.
     lazy : bool
         Workers reserve the memory of large outputs; nobody else looks at these before the end.
+    blank : bool
+        Windows read as zeros before they are written.
     expected : Announcement or None
         Shapes and dtypes, if they are known before the first result.
     ledger_file : LedgerFile or None
@@ -225,6 +227,7 @@ class Outputs:
     ledger_file: LedgerFile | None = None
     checksums: Array | None = None
     lazy = False
+    blank = True
 
     def __init__(
         self,
@@ -239,6 +242,7 @@ class Outputs:
         self._users = users
         self.values = values
         self._unreserved: list[Segment] = []
+        self._stale: list[Array] = []  # those with values of earlier arrays
         self._returns_objects = returns_objects
         self._fill = fill
 
@@ -283,11 +287,13 @@ class Outputs:
             return array
         location = None if array is None else locate(array)
         if array is None or location is None:
-            made = new_output(*output, self.slab, lazy=self.lazy)
+            made = new_output(*output, self.slab, lazy=self.lazy, blank=self.blank)
             # Why the size: for a small array the look takes longer than its memory.
             found = locate(made) if self.lazy and made.nbytes >= huge.MIN_BYTES else None
             if found is not None and not found.segment.reserved:
                 self._unreserved.append(found.segment)
+            if found is not None and found.segment.stale:
+                self._stale.append(made)
             return made
         # Why: a write to a hole of a mapped file on a full disk is SIGBUS.
         low, high = byte_bounds(array.shape, array.strides, array.itemsize)
@@ -318,6 +324,13 @@ class Outputs:
                 segment.reserved = True
             else:
                 segment.reserve_rest()
+
+    def erase(self, windows: Callable[[], Iterable[Any]]) -> None:
+        """Write zeros to windows that may have values of earlier arrays."""
+        for array in self._stale:
+            zero = np.zeros((), array.dtype)
+            for window in windows():
+                array[window] = zero
 
     def deliver(self, windows: Sequence[Window] | None) -> None:
         """Copy finished windows into the user's plain arrays; None stands for all windows."""
