@@ -27,13 +27,11 @@ from shmpar.engines.engine import Engine
 from shmpar.engines.local import cap_threads
 from shmpar.errors import format_count
 from shmpar.grid.axis import positive_number
-from shmpar.memory import reuse
 from shmpar.memory.copying import share
 from shmpar.memory.limits import available_cpus, check_workers
 from shmpar.memory.locate import locate
 from shmpar.memory.manager import Manager
 from shmpar.memory.names import remove_stale
-from shmpar.memory.segment import SegmentInfo
 from shmpar.plan import Function
 from shmpar.runtime.calls import (
     HOST_SLICE_SECONDS,
@@ -378,8 +376,7 @@ class Pool(Reductions, FirstGuesses, Executor):
 
         A tuple of records with the fields ``purpose``, ``nbytes``, ``kind``, ``name`` and
         ``huge_bytes``, largest first; it prints as a table. Private memory is not counted, nor are
-        outputs of the engines threads and serial. Large arrays of this process that were dropped
-        in the last second are listed as "kept for reuse"; a new array gets their memory.
+        outputs of the engines threads and serial.
 
         Examples
         --------
@@ -394,10 +391,6 @@ class Pool(Reductions, FirstGuesses, Executor):
         engine = self._loop.engine
         found = [*self._manager.segments(), *(engine.segments() if engine is not None else ())]
         infos = [segment.info() for segment in {one.key: one for one in found}.values()]
-        infos += [
-            SegmentInfo("kept for reuse", one.nbytes, one.kind, None, one.huge_bytes)
-            for one in reuse.kept()
-        ]
         return MemoryTable(sorted(infos, key=lambda one: -one.nbytes))
 
     @property

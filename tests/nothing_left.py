@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from shmpar import pool
+from shmpar.memory import reuse
 from tests.exclusive import PLUGIN_NAME
 from tests.leaks import Snapshot, leaks_after_waiting, leaks_since, report
 
@@ -48,6 +49,7 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """
     before = Snapshot.take()
     yield
+    reuse.clear()
     if not leaks_since(before):
         return
     _drop_references(request.node)

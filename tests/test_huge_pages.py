@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shmpar
-from shmpar.memory import huge, system
+from shmpar.memory import huge, reuse, system
 from shmpar.memory.allocate import LazyPages
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
@@ -61,6 +61,12 @@ def no_slow_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give each page any time: on a busy machine some would count as slow, and end the attempt."""
     monkeypatch.setattr(huge, "_SLOW_SECONDS", LONG)
     monkeypatch.setattr(huge, "_STALL_SECONDS", LONG)
+
+
+@pytest.fixture(autouse=True)
+def new_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each array lie in pages that are made for it."""
+    monkeypatch.setattr(reuse, "_refused", True)
 
 
 @pytest.fixture(params=["huge", "small"])

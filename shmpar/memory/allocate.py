@@ -168,8 +168,11 @@ def _make_file(nbytes: int, fill: Fill | None, sources: tuple[Source, ...]) -> F
         except (OSError, AttributeError, SegmentFull) as error:
             if isinstance(error, OSError) and error.errno in system.NO_DESCRIPTORS:
                 raise
+            is_full = isinstance(error, SegmentFull) or _is_full(error)
+            if is_full and reuse.clear():
+                return _make_file(nbytes, fill, sources)
             refusals.append(f"{source.where}: {_reason(error)}")
-            full = full or isinstance(error, SegmentFull) or _is_full(error)
+            full = full or is_full
         else:
             return File(fd, source.kind, huge_bytes)
     if not full and sources:

@@ -179,7 +179,7 @@ def _drop_surplus() -> None:
         total += one.nbytes
         with contextlib.suppress(OSError, IndexError):  # Why: another thread may have taken it
             free = min(free, limits.free_on_device(one.fileno()))
-        if total * _SHARE > free or count == _MOST:
+        if total * _SHARE > free or count >= _MOST:
             _kept.pop(key, None)
 
 
@@ -200,7 +200,7 @@ def clear() -> bool:
 
 
 def kept() -> list[Kept]:
-    """Return the files that are kept now; any thread may ask."""
+    """Return the files that are kept now, the newest first; any thread may ask."""
     return [one for _, one in _newest_first()]
 
 

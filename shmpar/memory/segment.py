@@ -625,7 +625,7 @@ class SegmentInfo(NamedTuple):
     Attributes
     ----------
     purpose : str
-        "array", "output", "copy of an input", "argument", "result", "ledger" or "kept for reuse".
+        "array", "output", "copy of an input", "argument", "result" or "ledger".
     nbytes : int
         Its bytes.
     kind : str
