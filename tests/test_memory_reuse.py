@@ -503,17 +503,24 @@ def test_after_a_while(monkeypatch: pytest.MonkeyPatch, nothing_left: None) -> N
         wait_until(lambda: not reuse.kept())
 
 
-def test_without_a_pool(long_kept: None, nothing_left: None) -> None:
+def test_without_a_pool() -> None:
     """No thread would close them, so none is kept."""
-    drop(lambda: shmpar.array(np.ones(COUNT)))
-    assert not reuse.kept()
-    with shmpar.Pool(2) as pool:
-        pool.submit(abs, 1).result()
-        drop(lambda: shmpar.array(np.ones(COUNT)))
-        assert len(reuse.kept()) == 1
-    assert not reuse.kept()
-    drop(lambda: shmpar.array(np.ones(COUNT)))
-    assert not reuse.kept()
+    source = """
+        import numpy as np, shmpar
+        from shmpar.memory import reuse
+        reuse.SECONDS = 60
+        def kept():
+            array = shmpar.array(np.ones(1 << 20))
+            del array
+            return len(reuse.kept())
+        print(kept())
+        with shmpar.Pool(2) as pool:
+            print(kept())
+            pool.submit(abs, 1).result()
+            print(kept())
+        print(len(reuse.kept()), kept())
+        """
+    assert run_python(source).stdout.split() == ["0", "0", "1", "0", "0"]
 
 
 def test_beside_little_free_memory(processes: shmpar.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
