@@ -271,15 +271,17 @@ def _compiled_sums() -> Callable[[np.ndarray], np.ndarray]:
     """Compile the loop of numba's threads for a block."""
     import numba
 
-    from benchmarks.systems.numba import SOURCES
+    compiled: Callable[[np.ndarray], np.ndarray] = numba.njit(fastmath=True)(_sum_by_loops)
+    return compiled
 
-    add = numba.njit(fastmath=True)(SOURCES["row_sums"])
 
-    def sums(block: np.ndarray) -> np.ndarray:
-        out = np.empty(len(block))
-        add(block, out)
-        return out
-
+def _sum_by_loops(block: np.ndarray) -> np.ndarray:
+    sums = np.empty(len(block))
+    for row in range(len(block)):
+        total = 0.0
+        for column in range(block.shape[1]):
+            total += block[row, column]
+        sums[row] = total
     return sums
 
 

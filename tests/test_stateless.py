@@ -9,17 +9,22 @@ import sys
 import types
 import xml
 from collections.abc import Callable
+from decimal import Decimal
+from math import sqrt
 from typing import Any
 
 import cloudpickle
 import numpy as np
 import pytest
+from numpy.linalg import norm
+from numpy.random import normal
 
 import shmpar
 from shmpar.errors import PlanError
 from shmpar.pickling import pack as pack_module
 from shmpar.pickling.pack import pack
 from shmpar.plan import Function
+from tests.interpreters import run_python
 
 COUNT = 0
 module = math
@@ -92,12 +97,13 @@ def by_value() -> Any:
         lambda block: np.negative(block) + 1,
         lambda block, more=1, text="a": block + len(text) + more,
         lambda block: [math.sqrt(one) for one in block],
+        lambda block: norm(block) + sqrt(1.0) + isinstance(block, Decimal),
         annotated(np.ndarray, float),
         annotated("np.ndarray", None),
     ],
     ids=[
         *("ufunc", "of NumPy", "of a submodule", "of C", "by name"),
-        *("global module", "defaults", "nested", "classes", "text"),
+        *("global module", "defaults", "nested", "imported", "classes", "text"),
     ],
 )
 def test_a_stateless_function_is_pickled_once(call: Callable[..., Any]) -> None:
@@ -121,12 +127,16 @@ def test_a_stateless_function_is_pickled_once(call: Callable[..., Any]) -> None:
         np.add.reduce,
         np.random.normal,
         lambda block: block + COUNT,
+        lambda block: normal(block) + 1,  # noqa: NPY002 - the subject of the test
+        lambda block: with_closure()(block) + 1,
+        lambda block: [run_python(block)],
         annotated(Callable[..., Any], float),
         annotated(np.ndarray, type("Local", (), {})),
     ],
     ids=[
         *("stores", "mutable", "attribute", "closure", "nested", "partial", "method"),
-        *("of an object", "of a ufunc", "of a generator", "global"),
+        *("of an object", "of a ufunc", "of a generator", "global", "imported method"),
+        *("function of the module", "function of a module of the user's"),
         *("annotation", "class of its own"),
     ],
 )
@@ -165,6 +175,55 @@ def test_a_changed_function_is_pickled_again(monkeypatch: pytest.MonkeyPatch) ->
         bodies.append(packed(work)[0])
         assert packed(work) == (bodies[-1], True)
     assert len(set(bodies)) == len(bodies)
+
+
+def test_another_imported_function_is_pickled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name of a function in the globals may get another value."""
+
+    def work(block):
+        return sqrt(block)
+
+    before, is_stateless = packed(work)
+    assert is_stateless
+    monkeypatch.setitem(work.__globals__, "sqrt", math.exp)
+    assert cloudpickle.loads(packed(work)[0]).call(0.0) == 1.0
+    monkeypatch.setitem(work.__globals__, "sqrt", lambda block: -block)
+    assert packed(work)[1] is False
+    monkeypatch.setitem(work.__globals__, "sqrt", math.sqrt)
+    assert packed(work) == (before, True)
+
+
+def test_functions_that_numba_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are stateless if their Python functions are, and hold what they were compiled with."""
+    numba = pytest.importorskip("numba")
+
+    def add(block):
+        return np.sum(block) + math.floor(0.5)
+
+    add = numba.njit(add)
+
+    def work(block):
+        return sums(block)  # noqa: F821 - a global that is set below
+
+    monkeypatch.setitem(work.__globals__, "sums", add)
+    for call in (add, work):
+        body, is_stateless = packed(call)
+        assert is_stateless
+        assert packed(call)[0] is body
+        assert cloudpickle.loads(body).call(np.ones(3)) == 3.0
+    other = numba.njit(lambda block: block[0] - 1)
+    monkeypatch.setitem(work.__globals__, "sums", other)
+    assert cloudpickle.loads(packed(work)[0]).call(np.ones(3)) == 0.0
+    number = 1
+    assert not packed(numba.njit(lambda block: block + number))[1]
+    nested = numba.njit(lambda block: sums(block) + 1)  # noqa: F821 - as above
+    assert packed(nested)[1]
+    monkeypatch.setitem(work.__globals__, "sums", nested)  # which calls itself now
+    assert not packed(nested)[1]
+    with shmpar.Pool(1) as pool:
+        for factor in (2, 3):
+            scaled = numba.njit(lambda block, factor=factor: block * factor)
+            assert pool.map_blocks(scaled, np.ones(1)).tolist() == [factor]
 
 
 def test_a_submodule_that_is_imported_later_is_sent_along(monkeypatch: pytest.MonkeyPatch) -> None:

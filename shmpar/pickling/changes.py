@@ -106,9 +106,10 @@ def _definitions_in(obj: Any) -> list[Any]:
     return [one for one in list(own_attributes(obj).values()) if issubclass(type(one), _DEFINED)]
 
 
+_JITTED = "numba.core.registry.CPUDispatcher"
 # Why: the state of these objects also has a random number, or the code that they have compiled.
 _PARTS_OF: dict[str, tuple[str, ...]] = {
-    "numba.core.registry.CPUDispatcher": ("py_func", "targetoptions"),
+    _JITTED: ("py_func", "targetoptions"),
     "numba.np.ufunc.dufunc.DUFunc": ("_dispatcher",),
     "numba.np.ufunc.gufunc.GUFunc": ("gufunc_builder",),
     "numba.np.ufunc.ufuncbuilder.GUFuncBuilder": ("py_func", "targetoptions", "signature"),
@@ -124,6 +125,15 @@ _PARTS_OF: dict[str, tuple[str, ...]] = {
 }
 
 
+def is_jitted(obj: Any) -> bool:
+    """Return whether numba compiles an object from a Python function, its ``py_func``."""
+    return _name_of(type(obj)) == _JITTED
+
+
+def _name_of(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 def parts_of(obj: Any) -> list[Any] | None:
     """Return the parts that tell an object of some libraries from others; None for other objects.
 
@@ -133,8 +143,7 @@ def parts_of(obj: Any) -> list[Any] | None:
     >>> parts_of(np.vectorize(abs, otypes="f"))
     [<built-in function abs>, 'f', set(), None]
     """
-    kind = type(obj)
-    names = _PARTS_OF.get(f"{kind.__module__}.{kind.__qualname__}")
+    names = _PARTS_OF.get(_name_of(type(obj)))
     if names is None:
         return None
     found = []

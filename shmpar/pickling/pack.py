@@ -1,10 +1,11 @@
 """Pickle functions, arguments and results: functions by value if needed, arrays by their segments.
 
 Pickling a function takes longer than all other work of a small call. Most functions are stateless:
-they have no closure, no globals but modules, no defaults but numbers and text, and annotations that
-are text or importable classes. The pickle of a stateless function is cached as long as the function
-lives, and a worker may reuse the function that it unpickled from an equal pickle. Importable
-compiled functions, such as those of NumPy, are cached too.
+they have no closure, no globals but modules and the functions and classes of installed ones, no
+defaults but numbers and text, and annotations that are text or importable classes. A function that
+numba compiles is stateless if its Python function is. The pickle of a stateless function is cached
+as long as the function lives, and a worker may reuse the function that it unpickled from an equal
+pickle. Importable compiled functions, such as those of NumPy, are cached too.
 
 Guarantees
 ----------
@@ -37,7 +38,7 @@ from shmpar.memory.copying import share, share_argument
 from shmpar.memory.layout import Layout, address_of
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
-from shmpar.pickling.changes import CACHED, Walk, Walks, all_names, global_names
+from shmpar.pickling.changes import CACHED, Walk, Walks, all_names, global_names, is_jitted
 from shmpar.pickling.explain import (
     DISPATCHER,
     CheckedPickler,
@@ -474,7 +475,7 @@ _RECORDS = {Function, _Call}  # types with nothing to check
 class _Cached(NamedTuple):
     """The pickle of a stateless function, and all that went into it."""
 
-    code: weakref.ref[types.CodeType]
+    key: weakref.ref[Any]
     names: tuple[str, ...]
     parts: list[Any]
     epoch: tuple[int, ...]
@@ -482,21 +483,24 @@ class _Cached(NamedTuple):
     body: bytes
 
 
-# By code. Why: a lambda in a loop is a new function with the same code in each round.
-_functions: weakref.WeakKeyDictionary[types.CodeType, _Cached] = weakref.WeakKeyDictionary()
+# By code, if numba does not compile it. Why: a lambda in a loop is a new function with the same
+# code in each round.
+_functions: weakref.WeakKeyDictionary[Any, _Cached] = weakref.WeakKeyDictionary()
 _compiled: dict[Callable[..., Any], bytes] = {}  # Why: they live as long as their modules
 
 
 def cached(call: Callable[..., Any]) -> bytes | None:
     """Return the pickle of a stateless function; None if it is not cached or out of date."""
-    if type(call) is not types.FunctionType:
+    function = _python_function(call)
+    if function is None:
         return _compiled.get(call) if _is_compiled(call) else None
-    found = _functions.get(call.__code__)
+    key = _key(call)
+    found = _functions.get(key)
     if found is None or cloudpickle.list_registry_pickle_by_value():
         return None
-    if found.code() is not call.__code__ or found.epoch != _epoch(call):
+    if found.key() is not key or found.epoch != _epoch(call):
         return None
-    parts = _parts(call, found.names)
+    parts = _parts(function, found.names)
     if len(parts) != len(found.parts) or not all(map(is_, parts, found.parts)):
         return None
     return found.body if found.walk is None or found.walk.is_current() else None
@@ -512,25 +516,38 @@ def _pickle_stateless(call: Callable[..., Any]) -> bytes | None:
     if _is_compiled(call):
         body = _compiled[call] = _pickle(Function(call, {}, ())).body
         return body
-    if type(call) is not types.FunctionType or cloudpickle.list_registry_pickle_by_value():
+    function = _python_function(call)
+    if function is None or cloudpickle.list_registry_pickle_by_value():
         return None
-    names = _stateless_names(call)
+    names = _stateless_names(function)
     if names is None:
         return None
     # Invariant: the parts are recorded before they are pickled, so a change meanwhile is noticed.
-    parts, epoch = _parts(call, names), _epoch(call)
+    parts, epoch = _parts(function, names), _epoch(call)
     walks = Walks()
     walk = walks.below(call)
     walks.close()
     if walk is not None and walk.changes:
         return None
     body = _pickle(Function(call, {}, ())).body
-    code = call.__code__
-    _functions[code] = _Cached(weakref.ref(code), names, parts, epoch, walk, body)
+    key = _key(call)
+    _functions[key] = _Cached(weakref.ref(key), names, parts, epoch, walk, body)
     return body
 
 
-def _epoch(function: types.FunctionType) -> tuple[int, ...]:
+def _python_function(call: Any) -> types.FunctionType | None:
+    """Return the function itself, or that which numba compiles; None for any other object."""
+    if type(call) is types.FunctionType:
+        return call
+    function: types.FunctionType | None = call.py_func if is_jitted(call) else None
+    return function
+
+
+def _key(call: Callable[..., Any]) -> Any:
+    return call.__code__ if type(call) is types.FunctionType else call
+
+
+def _epoch(function: Callable[..., Any]) -> tuple[int, ...]:
     """Return numbers that change when a pickle of a function may have to."""
     # Why: cloudpickle sends along a module that was imported since then, and a global that another
     # function has brought to the workers since then may be deleted now.
@@ -580,7 +597,9 @@ def _reduce_class(definition: type) -> Any:
     return _dynamic_class_reduce(definition)
 
 
-def _stateless_names(function: types.FunctionType) -> tuple[str, ...] | None:
+def _stateless_names(
+    function: types.FunctionType, *, may_call_jitted: bool = True
+) -> tuple[str, ...] | None:
     """Return the globals that a stateless function uses; None for any other function."""
     if is_pickled_by_name(function):
         return None if "." in function.__qualname__ else ()
@@ -589,11 +608,23 @@ def _stateless_names(function: types.FunctionType) -> tuple[str, ...] | None:
     names, written = global_names(function.__code__)
     if written:
         return None
-    for name in names & function.__globals__.keys():
-        value = function.__globals__[name]
-        if type(value) is not types.ModuleType or sys.modules.get(value.__name__) is not value:
-            return None
+    values = function.__globals__
+    if not all(_is_fixed(values[name], may_call_jitted) for name in names & values.keys()):
+        return None
     return (*names, *MODULE_NAMES)
+
+
+def _is_fixed(value: Any, may_be_jitted: bool) -> bool:
+    """Return whether a worker has an object of its own, in which a call leaves nothing new."""
+    if type(value) is types.ModuleType:
+        return sys.modules.get(value.__name__) is value
+    if type(value) in {types.FunctionType, type}:
+        # Why: the user's modules may change, and hold random generators.
+        return user_module(value.__module__) is None and is_pickled_by_name(value)
+    if may_be_jitted and is_jitted(value):
+        # Why one level: numba's functions may call each other in circles.
+        return _stateless_names(value.py_func, may_call_jitted=False) is not None
+    return _is_compiled(value)
 
 
 def _holds_scalars_only(function: types.FunctionType) -> bool:
