@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 import shmpar
 from shmpar.cluster.messages import Memory
-from shmpar.memory import limits, names, reuse
+from shmpar.memory import allocate, limits, names, reuse
 from shmpar.memory.locate import locate
 from tests.interpreters import run_python
 from tests.test_little_shm import in_little_shm
@@ -237,7 +239,7 @@ def test_a_forked_child_keeps_no_file(pool: shmpar.Pool) -> None:
             same = os.path.samestat(os.fstat(fds[0]), status)
         except OSError:
             same = False
-        os._exit(same or bool(reuse.kept()) or reuse.keep(-1, 1 << 30, "shm", 0))
+        os._exit(same or bool(reuse.kept()) or bool(reuse._wakes))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert file_of(pool.array(np.ones(COUNT))) == status.st_ino
 
@@ -491,6 +493,40 @@ def test_outputs_that_others_may_look_at(processes: shmpar.Pool) -> None:
     del run
 
 
+def test_an_output_that_is_looked_at_during_a_call(pool: shmpar.Pool) -> None:
+    """Until the call is over, its output shows no values of earlier arrays."""
+    values, looks = pool.array(np.ones((64, COUNT // 64))), []
+    gate = pool.zeros(1)
+
+    def work(block: np.ndarray, block_id: tuple[int, ...], gate: np.ndarray) -> np.ndarray:
+        while block_id[0] == 63 and not gate[0]:
+            time.sleep(0.001)
+        return block + 1
+
+    def look(done: int, _total: int) -> None:
+        if done in range(1, 64):
+            out = pool.last_run.out
+            looks.append(out is None or not (out == 7).any())
+            gate[0] = 1
+
+    drop(lambda: pool.array(np.full(COUNT, 7.0)))
+    found = pool.map_blocks(work, values, chunks=(1, -1), kwargs={"gate": gate}, progress=look)
+    assert (found == 2).all()
+    assert looks
+    assert all(looks)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_padding(copied: bool, pool: shmpar.Pool) -> None:
+    """The gaps between the fields of records hold no values of earlier arrays."""
+    dtype = np.dtype([("a", "i1"), ("b", "f8")], align=True)
+    values = np.zeros((COUNT, 2), dtype)[:, 0]
+    drop(lambda: pool.array(np.full(2 * COUNT, -1e300)))
+    make = pool.array if copied else partial(pool.map_blocks, lambda block: block.copy())
+    found = make(values)
+    assert not np.asarray(found).view(np.uint8).any()
+
+
 # The memory is given back
 
 
@@ -562,6 +598,110 @@ with shmpar.Pool(2) as pool:
     print(found.sum())
 """
     assert in_little_shm(source) == f"1\n0 {float(6 << 20)}\n{float(6 << 20)}\n"
+
+
+def _name_and_die(array: Any) -> None:
+    assert array.name
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_name_that_a_worker_gave(long_kept: None, nothing_left: None) -> None:
+    """A file with a name of another process is not used again, also after the end of that one."""
+    with shmpar.Pool(1, retries=0) as pool:
+        values = pool.array(np.full(COUNT, 7.0))
+        number, call = file_of(values), pool.submit(_name_and_die, values)
+        assert isinstance(call.exception(), shmpar.WorkerDied)
+        del values, call
+        pool._loop.settle()
+        made = new_files(pool)
+        assert number not in map(file_of, made)
+        del made
+        names.remove_stale()
+
+
+def test_a_second_name(nothing_left: None) -> None:
+    """An array whose name a worker has removed is found in another way."""
+    with shmpar.Pool(1) as pool:
+        values = pool.array(np.full(COUNT, 7.0))
+        first = pool.submit(_by_name, values).result()
+        pool.restart()
+        wait_until(lambda: not os.path.exists(f"/dev/shm/{first}"))
+        found = pool.submit(lambda name: shmpar.attach(name, COUNT, "f8").min(), values.name)
+        assert found.result() == 7.0
+
+
+def test_a_file_with_holes(pool: shmpar.Pool) -> None:
+    """The output of a failed run, which is not reserved as a whole, is not kept."""
+    values = pool.array(np.ones((64, COUNT // 8)))
+
+    def fail(block: np.ndarray) -> np.ndarray:
+        raise ValueError("bad")
+
+    with pytest.raises(shmpar.ChunkError):
+        pool.map_overlap(fail, values, depth=1, dtype="f8", chunks=(1, -1))
+    output = file_of(pool.last_run.execution.outputs.arrays[0])
+    pool.parallel_map(abs, range(2))  # Why: the pool holds its last run.
+    gc.collect()
+    path = f"/dev/shm/#{output}"
+    wait_until(lambda: path not in [one.path for one in names.nameless()])
+
+
+def test_a_closed_standard_stream(processes: shmpar.Pool) -> None:
+    """No array gets the number of a stream, into which a program prints."""
+    source = """
+        import os, numpy as np, shmpar
+        with shmpar.Pool(2) as pool:
+            pool.submit(abs, 1).result()
+            array = pool.array(np.ones(1 << 20))
+            del array
+            os.close(1)
+            array = pool.array(np.ones(1 << 20))
+            print("x" * 100, flush=True)
+            os.write(2, str(array.sum()).encode())
+        """
+    assert run_python(source).stderr == str(float(1 << 20))
+
+
+def test_a_lock_of_a_new_array(processes: shmpar.Pool) -> None:
+    """The lock of a dropped array is not that of the next one."""
+    values = processes.array(np.ones(COUNT))
+    old = values.lock
+    values.close()
+    del values
+    new = processes.array(np.ones(COUNT))
+    with new.lock:
+        assert new.lock is not old
+    del old, new
+
+
+def test_a_pool_thread_that_is_busy(long_kept: None, nothing_left: None) -> None:
+    """Each pool closes the files of all, since another one may have no time."""
+    with shmpar.Pool(1) as one, shmpar.Pool(1) as other:
+        for each in (one, other):
+            each.submit(abs, 1).result()
+        gate = threading.Event()
+        one._loop._post(gate.wait)
+        try:
+            reuse.SECONDS = 0.05
+            drop(lambda: other.array(np.ones(COUNT)))
+            wait_until(lambda: not reuse.kept())
+        finally:
+            gate.set()
+
+
+def test_room_that_others_were_promised(processes: shmpar.Pool) -> None:
+    """A file that is reserved needs no further room."""
+    dropped = drop(lambda: processes.array(np.full(COUNT, 7.0)))
+
+    class Booking:
+        def unreserved(self) -> tuple[int, int]:
+            return os.stat("/dev/shm").st_dev, 1 << 60
+
+    booking = Booking()
+    allocate.note_promise(-(1 << 40), booking)
+    found = processes.array(np.arange(float(COUNT)))
+    assert file_of(found) == dropped
+    del booking
 
 
 # A system that refuses

@@ -171,6 +171,8 @@ class Handle:
         """Return the lock of the array, which is the same one for all views."""
         if self._lock is None:
             self._check_open()
+            # Why: a lock is known by its file, and may outlive the array.
+            self.segment.own = False
             # Why: the lock refers to no array; a cycle would keep the array until the next garbage
             # collection.
             reopen = functools.partial(_reopen, self.segment)

@@ -221,13 +221,13 @@ def _when_unmapped(call: Callable[[], T]) -> T:
             return call()
         except SegmentFull:
             now = time.monotonic()
-            if reuse.clear():
-                continue
             # Why: the thread that ends a run lets go of it later, and a worker unmaps as soon as
             # it reads, unless it is within a chunk. Why min: other threads may end runs for ever.
             if refused is not None and now > min(_shared_ends[0], refused) + _UNMAP_SECONDS:
                 raise
             refused = refused or now
+        if reuse.clear():
+            continue
         gc.collect()  # Why: a failed run and its error refer to each other, and hold its memory.
         if _shortage.tell is not None:
             _shortage.tell()
@@ -403,15 +403,15 @@ def checked_steps(fd: int, nbytes: int, begin: int = 0) -> Iterator[tuple[int, i
     SegmentFull
         The rest no longer fits into free memory.
     """
-    is_large = nbytes > SMALL and not system.is_reserved(fd, nbytes)
-    in_memory = is_large and limits.is_in_memory(fd)
+    is_large, reserved = nbytes > SMALL, system.is_reserved(fd, nbytes)
+    in_memory = is_large and not reserved and limits.is_in_memory(fd)
     booking = _Booking(fd, nbytes) if in_memory else None
     try:
         for start in range(begin, nbytes, STEP):
             # Why: another process may have taken memory since the first step.  A memory file, or a
             # /dev/shm as large as RAM, would fill the machine until the OOM killer comes. A small
             # file must not take the room of an output either.
-            if is_large or _promises:
+            if (is_large or _promises) and not reserved:
                 _check_free(fd, nbytes - start, booking, in_memory=in_memory)
             yield start, min(start + STEP, nbytes)
     finally:

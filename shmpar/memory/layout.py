@@ -65,6 +65,17 @@ def spanned_bytes(array: Array) -> Array:
     return np.lib.stride_tricks.as_strided(lowest, (high - low,), (1,), writeable=False)
 
 
+def has_padding(dtype: np.dtype[Any]) -> bool:
+    """Return whether elements may have bytes that no assignment writes.
+
+    Examples
+    --------
+    >>> has_padding(np.dtype("f8")), has_padding(np.dtype("i1, f8", align=True))
+    (False, True)
+    """
+    return dtype.kind == "V" or dtype.char in "gG"  # long double
+
+
 def protected(array: Array) -> Array:
     """Return a read-only view that NumPy does not make writable again.
 

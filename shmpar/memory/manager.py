@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Final, Self
 
 from shmpar.memory import allocate, copying, limits, names
+from shmpar.memory.layout import has_padding
 from shmpar.memory.segment import (
     CACHE_LINE,
     Array,
@@ -68,7 +69,12 @@ class Manager:
         self.close()
 
     def create(
-        self, nbytes: int, *, name: str | None = None, fill: allocate.Fill | None = None
+        self,
+        nbytes: int,
+        *,
+        name: str | None = None,
+        fill: allocate.Fill | None = None,
+        blank: bool = True,
     ) -> Segment:
         """Make a segment of zeros, or filled by a function, under a chosen name if one is given.
 
@@ -85,7 +91,7 @@ class Manager:
         """
         self._check()
         if name is None:
-            return self._add(create(nbytes, fill))
+            return self._add(create(nbytes, fill, blank=blank))
         path, size = f"{allocate.SHM}/{names.check_name(name)}", max(1, nbytes)
         if os.path.lexists(path):
             names.remove_stale()  # Why: it may be a name of a dead process
@@ -122,7 +128,8 @@ class Manager:
                 location.segment.ndarray(*layout)[...] = values
             return location
         fill = None if values is None else copying.filling(values, dtype)
-        return Location(self.create(nbytes, name=name, fill=fill), 0)
+        blank = values is None or has_padding(dtype or values.dtype)
+        return Location(self.create(nbytes, name=name, fill=fill, blank=blank), 0)
 
     def segments(self) -> list[Segment]:
         """Return the segments that the manager owns and that are open."""

@@ -8,7 +8,8 @@ Guarantees
 ----------
 - Nobody sees the new values but the new owner. The kernel grants a lease for writing only if no
   other process, mapping or message holds the file (fcntl(2), F_SETLEASE), and a file that others
-  might open later by a name is never kept.
+  might open later by a name is never used again.
+- Each byte of a kept file is reserved.
 - A file is kept only while a pool thread runs that closes it in time, and only beside free memory
   of `_SHARE` times its bytes. A lack of room closes it at once.
 - :func:`keep` may run in a finalizer, in any thread: it takes no lock.
@@ -18,6 +19,7 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import signal
@@ -59,9 +61,9 @@ class Kept:
     __slots__ = ("_fds", "huge_bytes", "kind", "nbytes", "until")
 
     def __init__(self, fd: int, nbytes: int, kind: str, huge_bytes: int) -> None:
+        self._fds = [fd]  # Why first: an interrupt then leaves an object that closes it
         self.nbytes, self.kind, self.huge_bytes = nbytes, kind, huge_bytes
         self.until = time.monotonic() + SECONDS
-        self._fds = [fd]
 
     def take(self) -> int:
         """Return the descriptor, which the caller closes from now on."""
@@ -72,19 +74,22 @@ class Kept:
         return self._fds[0]
 
     def is_free(self) -> bool:
-        """Return whether nobody else has the file open or mapped."""
+        """Return whether nobody else has the file open or mapped, or could find it by a name."""
+        limits.keep_standard_streams()
         # Why: all descriptors and mappings of an earlier opening count as one with its own.
         own = limits.open_with_retry(
             os.open, f"/proc/self/fd/{self._fds[0]}", os.O_RDWR | os.O_CLOEXEC
         )
         self._fds.append(own)
         os.close(self._fds.pop(0))
+        if os.fstat(own).st_nlink:  # Why: a worker may have given it a name
+            return False
         # Why the signal: SIGIO, the default, would end this process if another opened the file now.
         fcntl.fcntl(own, fcntl.F_SETSIG, signal.SIGURG)
         try:
             fcntl.fcntl(own, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         except OSError as error:
-            if error.errno in system.HELD:
+            if error.errno == errno.EAGAIN:
                 return False
             raise
         fcntl.fcntl(own, fcntl.F_SETLEASE, fcntl.F_UNLCK)
@@ -125,18 +130,21 @@ def attended(wake: Callable[[], object]) -> Iterator[None]:
         clear()
 
 
-def keep(fd: int, nbytes: int, kind: str, huge_bytes: int) -> bool:
-    """Keep the file of a segment that has ended, and own its descriptor; False if not."""
+def keep(file: Kept) -> None:
+    """Keep the file of a segment that has ended, if a pool thread runs and it has no holes."""
     global _unchecked  # noqa: PLW0603 - as above
-    if nbytes < _MIN_BYTES or _refused or not _wakes:
-        return False
-    _kept[next(_keys)] = Kept(fd, nbytes, kind, huge_bytes)
+    if file.nbytes < _MIN_BYTES or _refused or not _wakes:
+        return
+    # Why: a write to a hole would be SIGBUS if there is no room.
+    if not system.is_reserved(file.fileno(), file.nbytes):
+        return
+    _kept[next(_keys)] = file
     _unchecked = True
-    for wake in _wakes[:1]:
+    # Why all: one of them may be busy for long, or have no engine at this moment.
+    for wake in _wakes:
         wake()
     if not _wakes:  # Why again: the last pool thread may have ended meanwhile
         clear()
-    return True
 
 
 def take(nbytes: int) -> Kept | None:
@@ -149,7 +157,8 @@ def take(nbytes: int) -> Kept | None:
             if one.is_free():
                 return one
         except (OSError, AttributeError) as error:
-            _refused = getattr(error, "errno", None) not in system.NO_DESCRIPTORS
+            lacks = {*system.NO_DESCRIPTORS, errno.ENOMEM}
+            _refused = getattr(error, "errno", None) not in lacks
             return None
         _kept[key] = one  # Why: a worker may not have read yet that the segment has ended
     return None

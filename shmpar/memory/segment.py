@@ -36,7 +36,7 @@ import numpy as np
 
 from shmpar.errors import SegmentFull, SegmentGone
 from shmpar.memory import allocate, huge, limits, names, reuse, system
-from shmpar.memory.layout import address_of, dense_nbytes, lies_within
+from shmpar.memory.layout import address_of, dense_nbytes, has_padding, lies_within
 from shmpar.memory.names import Identity, NameRegistry
 
 Array = np.ndarray[Any, Any]
@@ -477,7 +477,10 @@ class Segment:
             if isinstance(error, SegmentGone):
                 raise
             refused = isinstance(error, OSError) and error.errno in system.REFUSED
-            if refused and name is None:
+            # Why: the kernel gives such a file no second name after another process has removed
+            # the first one.
+            had_one = isinstance(error, FileNotFoundError) and os.path.exists(f"/proc/self/fd/{fd}")
+            if (refused or had_one) and name is None:
                 return f"/proc/{os.getpid()}/fd/{self.fileno()}"
             if refused or isinstance(error, FileNotFoundError):  # /proc is not mounted
                 raise system.without_names(str(error)) from None
@@ -510,19 +513,19 @@ class Segment:
             return
         self.unlink()
         try:
-            fd = self._fds.pop()
+            file = reuse.Kept(self._fds.pop(), self.size, self.kind, self.huge_bytes)
         except IndexError:  # closed before, perhaps by another thread at this instant
             return
         if self._names:  # Why again: another thread may have given it a name meanwhile
-            found = os.fstat(fd)
+            found = os.fstat(file.fileno())
             with suppress(IndexError):
                 names.remove(self._names.pop()[0], (found.st_dev, found.st_ino))
-        if not (self.own and reuse.keep(fd, self.size, self.kind, self.huge_bytes)):
-            os.close(fd)
         limits.unregister(id(self))
         if self._callbacks:
             allocate.note_shared_end()
         self._notify()
+        if self.own:
+            reuse.keep(file)
 
     def __del__(self, _ends: Callable[[], bool] = sys.is_finalizing) -> None:
         if hasattr(self, "_fds"):  # Why: an interrupt may have stopped __init__
@@ -723,6 +726,7 @@ def new_output(
     blank : bool
         The elements are zeros. If it is lazy, and not blank, they may have any values.
     """
+    blank = blank or has_padding(dtype)
     nbytes = dense_nbytes(shape, dtype.itemsize)
     location = None if slab is None else slab.take(nbytes)
     if location is None:

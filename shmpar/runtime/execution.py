@@ -575,17 +575,16 @@ class Execution:
             ledger.mark_done(sorted(self._arrived))
             self.unfinished = tuple(np.flatnonzero(ledger.status != DONE).tolist())
         if self.unfinished:
+            self._erase_unfinished()
             done = np.flatnonzero(ledger.status == DONE).tolist()
+        else:
+            self.outputs.reserve_rest(complete=True)
         self.stream.add((), last=True)
         return done
 
     def _finalize(self, done: list[int] | None) -> Any:
         """Deliver the outputs; return the result, or the exception that is raised for it."""
         outputs, plan = self.outputs, self.plan
-        if done is None:
-            outputs.reserve_rest(complete=True)
-        else:
-            self._erase_unfinished()
         outputs.deliver(None if done is None else [plan.window(chunk) for chunk in done])
         fills = self.policy.on_error == "fill" and self.fatal is None and not self.cancelled
         if fills and self.errors and outputs.arrays is not None:

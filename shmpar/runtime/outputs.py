@@ -319,6 +319,8 @@ class Outputs:
         SegmentFull
             There is no room.
         """
+        if complete:
+            self._stale.clear()
         for segment in self._unreserved:
             if complete:  # Why: the windows of all chunks are the whole output
                 segment.reserved = True
@@ -331,6 +333,12 @@ class Outputs:
             zero = np.zeros((), array.dtype)
             for window in windows():
                 array[window] = zero
+        self._stale.clear()
+
+    @property
+    def is_stale(self) -> bool:
+        """True while some windows may have values of earlier arrays."""
+        return bool(self._stale)
 
     def deliver(self, windows: Sequence[Window] | None) -> None:
         """Copy finished windows into the user's plain arrays; None stands for all windows."""

@@ -77,13 +77,14 @@ class Run(PoolFuture):
     def out(self) -> Any:
         """The output's shared buffer (a tuple of them), or None while its shape is unknown.
 
+        It may be None while a call computes whose caller waits for the result.
         It is the list of results, if the run gives one; an item that is not done is None there.
         For a zarr array it is that array.
         """
         outputs = self.execution.outputs
         if outputs.values is not None:
             return outputs.values
-        if not outputs.arrays:
+        if not outputs.arrays or outputs.is_stale:
             return None
         outputs.reserve_rest()
         found = tuple(map(as_user, outputs.arrays))
