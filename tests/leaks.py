@@ -107,12 +107,11 @@ def leaks_after_waiting(before: Snapshot, seconds: float = 10.0) -> list[Leak]:
 
     An unreaped child or an open descriptor is a leak at once, since waiting cannot remove it.
     """
-    reuse.clear()  # Why: a pool that is open would close these files a second later
     gc.collect(1)  # Why: most objects of the test are young, and a full collection is slow
     if not leaks_since(before):
         return []
     gc.collect()
-    reuse.clear()
+    reuse.clear()  # Why: a pool that is open would close these files a second later
     deadline = time.monotonic() + seconds
     while leaks := leaks_since(before):
         remaining = deadline - time.monotonic()

@@ -53,7 +53,9 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     if not leaks_since(before):
         return
     _drop_references(request.node)
-    _settle_pools()
+    gc.collect()
+    reuse.clear()
+    _settle_pools()  # Why last: a pool thread reads files when memory is kept
     left = leaks_after_waiting(before)
     exclusive = request.config.pluginmanager.get_plugin(PLUGIN_NAME)
     if exclusive is not None and any(one.kind in {"segment", "file"} for one in left):

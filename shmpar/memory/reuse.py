@@ -96,8 +96,9 @@ class Kept:
         return True
 
     def __del__(self, _close: Callable[[int], None] = os.close) -> None:
-        while self._fds:
-            _close(self._fds.pop())
+        fds = getattr(self, "_fds", [])  # Why: an interrupt may have stopped __init__
+        while fds:
+            _close(fds.pop())
 
 
 # Invariant: an entry is popped by the thread that takes or closes its file, which is atomic.
