@@ -107,6 +107,16 @@ def test_an_output_that_is_held_keeps_its_memory(pool: shmpar.Pool) -> None:
         assert np.array_equal(part, values[::-1][5:9] + add)
 
 
+def test_a_copy_waits_for_workers(processes: shmpar.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain inputs of calls in a loop lie in one file, which workers unmap between the calls."""
+    monkeypatch.setattr(reuse, "_PATIENCE", 1.0)  # seconds per byte
+    values = np.arange(float(COUNT))
+    for _ in range(5):
+        assert processes.sum(values) == values.sum()
+    wait_until(reuse.kept)
+    assert len(reuse.kept()) == 1
+
+
 @pytest.mark.parametrize(
     "source",
     [

@@ -40,6 +40,8 @@ SECONDS: Final = 1.0
 
 _MIN_BYTES: Final = 4 << 20  # Why: a smaller file is made quickly
 _SHARE: Final = 8
+_PATIENCE: Final = 1e-11  # seconds per byte
+_POLL_SECONDS: Final = 1e-4
 _MOST: Final = 32  # files, since each is a descriptor
 
 
@@ -149,7 +151,20 @@ def keep(file: Kept) -> None:
 
 
 def take(nbytes: int) -> Kept | None:
-    """Return a kept file of exactly so many bytes that nobody else has; None if there is none."""
+    """Return a kept file of exactly so many bytes that nobody else has; None if there is none.
+
+    A worker may not have read yet that the segment has ended. So this waits for a tenth of the time
+    in which new memory would be made.
+    """
+    until = time.monotonic() + nbytes * _PATIENCE
+    while any(one.nbytes == nbytes for one in kept()):
+        if (found := _take(nbytes)) is not None or time.monotonic() > until:
+            return found
+        time.sleep(_POLL_SECONDS)
+    return None
+
+
+def _take(nbytes: int) -> Kept | None:
     global _refused  # noqa: PLW0603 - as above
     for key, one in _newest_first():
         if one.nbytes != nbytes or _kept.pop(key, None) is None:
@@ -160,8 +175,8 @@ def take(nbytes: int) -> Kept | None:
         except (OSError, AttributeError) as error:
             lacks = {*system.NO_DESCRIPTORS, errno.ENOMEM}
             _refused = getattr(error, "errno", None) not in lacks
-            return None
-        _kept[key] = one  # Why: a worker may not have read yet that the segment has ended
+            continue
+        _kept[key] = one
     return None
 
 
