@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import importlib.util
 import itertools
 import multiprocessing
@@ -247,9 +248,10 @@ def row_limits(*, quick: bool) -> None:
             systems["numba, shared"] = sharing.call("own")
             compiled, out = _compiled_sums(), pool.empty(job.out_shape, job.out_dtype)
             systems["shmpar, numba"] = ours(compiled)
-            systems["shmpar, numba, out="] = lambda: pool.map_blocks(
-                compiled, shared, chunks=bands, drop_axis=1, out=out
-            )
+            for rows in (2 * bands[0], bands[0]):
+                systems[f"shmpar, numba, out=, {rows} rows"] = functools.partial(
+                    pool.map_blocks, compiled, shared, chunks=(rows, -1), drop_axis=1, out=out
+                )
         for system in systems.values():
             workload.verify(system(), shared, point)
         times = alternate(systems, 5 if quick else 45)

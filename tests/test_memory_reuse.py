@@ -312,6 +312,12 @@ def _by_lock(array: Any) -> object:
     return array.lock
 
 
+def _by_view_of_a_closed_array(array: Any) -> object:
+    view = array.view(np.ndarray)[5:]
+    array.close()
+    return view
+
+
 def _by_place(array: Any) -> object:
     found = locate(array)
     assert found is not None
@@ -321,6 +327,7 @@ def _by_place(array: Any) -> object:
 @pytest.mark.parametrize(
     "hold",
     [
+        _by_view_of_a_closed_array,
         _by_place,
         _by_name,
         _by_address,

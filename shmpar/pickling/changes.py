@@ -130,6 +130,14 @@ def is_jitted(obj: Any) -> bool:
     return _name_of(type(obj)) == _JITTED
 
 
+def python_function(call: Any) -> types.FunctionType | None:
+    """Return a function itself, or that which numba compiles; None for any other object."""
+    if type(call) is types.FunctionType:
+        return call
+    function: types.FunctionType | None = call.py_func if is_jitted(call) else None
+    return function
+
+
 def _name_of(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 

@@ -38,7 +38,15 @@ from shmpar.memory.copying import share, share_argument
 from shmpar.memory.layout import Layout, address_of
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
-from shmpar.pickling.changes import CACHED, Walk, Walks, all_names, global_names, is_jitted
+from shmpar.pickling.changes import (
+    CACHED,
+    Walk,
+    Walks,
+    all_names,
+    global_names,
+    is_jitted,
+    python_function,
+)
 from shmpar.pickling.explain import (
     DISPATCHER,
     CheckedPickler,
@@ -491,7 +499,7 @@ _compiled: dict[Callable[..., Any], bytes] = {}  # Why: they live as long as the
 
 def cached(call: Callable[..., Any]) -> bytes | None:
     """Return the pickle of a stateless function; None if it is not cached or out of date."""
-    function = _python_function(call)
+    function = python_function(call)
     if function is None:
         return _compiled.get(call) if _is_compiled(call) else None
     key = _key(call)
@@ -516,7 +524,7 @@ def _pickle_stateless(call: Callable[..., Any]) -> bytes | None:
     if _is_compiled(call):
         body = _compiled[call] = _pickle(Function(call, {}, ())).body
         return body
-    function = _python_function(call)
+    function = python_function(call)
     if function is None or cloudpickle.list_registry_pickle_by_value():
         return None
     names = _stateless_names(function)
@@ -533,14 +541,6 @@ def _pickle_stateless(call: Callable[..., Any]) -> bytes | None:
     key = _key(call)
     _functions[key] = _Cached(weakref.ref(key), names, parts, epoch, walk, body)
     return body
-
-
-def _python_function(call: Any) -> types.FunctionType | None:
-    """Return the function itself, or that which numba compiles; None for any other object."""
-    if type(call) is types.FunctionType:
-        return call
-    function: types.FunctionType | None = call.py_func if is_jitted(call) else None
-    return function
 
 
 def _key(call: Callable[..., Any]) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from shmpar.errors import format_count
-from shmpar.pickling.changes import global_names, parts_of
+from shmpar.pickling.changes import global_names, parts_of, python_function
 from shmpar.pickling.pack import is_importable, is_pickled_by_name
 from shmpar.runtime.error_texts import warn_user
 
@@ -38,6 +38,7 @@ def special_parameters(func: Callable[..., Any], keywords: Mapping[str, Any]) ->
     ['block_id']
     """
     names: set[str] = set()
+    func = python_function(func) or func  # Why: the parameters are the same, and sooner found.
     if _is_plain_function(func):
         code = func.__code__
         names.update(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
@@ -74,7 +75,7 @@ def check_signature(
             f"{verb}: {func.__name__} takes {format_count(func.nin, 'array')}, not {count}; pass "
             "the place for its result as out="
         )
-    if not (keywords or special) and _obviously_takes(func, count):
+    if not (keywords or special) and _obviously_takes(python_function(func) or func, count):
         return
     given = {**keywords, **dict.fromkeys(special)}
     try:
