@@ -66,9 +66,19 @@ def usage(pool: shmpar.Pool) -> dict[str, Usage]:
         collected.update(pool.parallel_map(collect, range(8), dtype=object))
     pool._last_run = None
     gc.collect()
-    workers = [Usage.of_process(pid) for pid in pool._loop.engine.pids()]
+    # Why: a worker may come late to the plan of a run that the other ones have done.
+    while any(one.outstanding for one in list(pool._loop.engine._handles.values())):
+        time.sleep(0.001)
+    before, workers = None, _of_workers(pool)
+    while workers != before:
+        time.sleep(0.01)
+        before, workers = workers, _of_workers(pool)
     most = Usage(*map(max, zip(*workers, strict=True)))
     return {"parent": Usage.of_process(os.getpid()), "worker": most}
+
+
+def _of_workers(pool: shmpar.Pool) -> list[Usage]:
+    return [Usage.of_process(pid) for pid in pool._loop.engine.pids()]
 
 
 def show(done: str, found: dict[str, Usage]) -> None:
