@@ -158,7 +158,7 @@ class Counters:
         if first.kind == "offset":
             # Why: an open file description of its own has an offset of its own.
             with contextlib.suppress(FileNotFoundError):  # /proc is not mounted
-                return _from_begin(_reopen(first.fileno()))
+                return _from_begin(limits.reopen(first.fileno()))
         return new_tickets()
 
 
@@ -218,10 +218,6 @@ def _counter_file() -> int:
     if kind != "memfd":
         return fd
     try:  # Why: the kernel locks the offset only of a file that was opened by path.
-        return _reopen(fd)
+        return limits.reopen(fd)
     finally:
         os.close(fd)
-
-
-def _reopen(fd: int) -> int:
-    return limits.open_with_retry(os.open, f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)

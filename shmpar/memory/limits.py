@@ -104,6 +104,11 @@ def open_with_retry(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     )
 
 
+def reopen(fd: int) -> int:
+    """Open the file of a descriptor anew, with an offset and locks of its own."""
+    return open_with_retry(os.open, f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+
+
 class ClosedOnError:
     """Closes a descriptor if its ``with`` block raises an exception, which may be an interrupt."""
 

@@ -79,9 +79,7 @@ class Kept:
         """Return whether nobody else has the file open or mapped, or could find it by a name."""
         limits.keep_standard_streams()
         # Why: all descriptors and mappings of an earlier opening count as one with its own.
-        own = limits.open_with_retry(
-            os.open, f"/proc/self/fd/{self._fds[0]}", os.O_RDWR | os.O_CLOEXEC
-        )
+        own = limits.reopen(self._fds[0])
         self._fds.append(own)
         os.close(self._fds.pop(0))
         if os.fstat(own).st_nlink:  # Why: a worker may have given it a name
