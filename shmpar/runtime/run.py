@@ -252,7 +252,7 @@ class Run(PoolFuture):
 
         Notes
         -----
-        Use it with ``wait=False``: then workers report after each claim, about a millisecond's
+        Use it with ``wait=False``: then workers report after each claim, up to 8 ms of
         work. A run whose caller waits reports its chunks when it is over. It keeps large arrays
         among items and values only as long as the caller does; they are None afterwards.
 

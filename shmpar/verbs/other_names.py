@@ -147,7 +147,7 @@ _OPTIONS: Final = {
 }
 _NO_OPTIONS: Final = {
     "align_arrays allow_rechunk": "the inputs of a call have the same chunks",
-    "batch_size chunk_size chunksize": "a worker takes about a millisecond of rows at a time",
+    "batch_size chunk_size chunksize": "a worker takes up to 8 ms of rows at a time",
     "concatenate": "each block arrives whole",
     "enforce_ndim": "the shape of each result is checked",
     "max_nbytes": "arrays always travel through shared memory",

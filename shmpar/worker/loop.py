@@ -3,8 +3,8 @@
 Guarantees
 ----------
 - A chunk is computed only by the holder of its ticket, and marked after it was written.
-- A claim takes about as many tickets as a millisecond allows, by the time of the chunks before. It
-  never exceeds ``remaining / (4 x workers)``, so that uneven chunks balance.
+- A claim takes about as many tickets as 8 ms allow, by the time of the chunks before. It never
+  exceeds ``remaining / (4 x workers)``, so that uneven chunks balance.
 - An exception of the function never ends the loop; the run decides on its consequences.
 - Where chunks are short, the clock is read once per claim, and each chunk of it is noted with the
   mean. Where they are long, it is read once per chunk: the end of a chunk begins the next.
@@ -31,7 +31,7 @@ from shmpar.worker.compute import (
 from shmpar.worker.environment import exit_if_forked, inside_worker
 
 SHORT_SECONDS = 20e-6  # Why: reading the clock costs a shorter chunk a noticeable part.
-CLAIM_SECONDS = 1e-3
+CLAIM_SECONDS = 8e-3  # Why so long: what a claim needs has left the caches in the meantime.
 _SHARE = 4  # A claim takes at most 1 / (4 x workers) of the remaining tickets.
 _TINY = 1e-9  # Why not 0: that means "not known" in the ledger.
 
