@@ -47,6 +47,12 @@ def test_wrong_arguments_are_refused_each_time(call: Callable[..., Any]) -> None
 
 
 @pytest.mark.parametrize("call", NAMED)
+def test_a_compiled_function_of_a_module_holds_nothing(call: Callable[..., Any]) -> None:
+    """It is sent as its name."""
+    assert functions.held_by(call, [1.0]) == []
+
+
+@pytest.mark.parametrize("call", NAMED)
 def test_functions_that_are_importable(call: Callable[..., Any]) -> None:
     """A compiled function of a module is importable by its name."""
     assert is_importable(call)

@@ -78,6 +78,8 @@ def check_signature(
     if not (keywords or special) and _obviously_takes(python_function(func) or func, count):
         return
     given = {**keywords, **dict.fromkeys(special)}
+    if is_importable(func) and _takes(func, count, frozenset(given)):
+        return
     try:
         error = refusal(signature_of(func), count, given)
         if error is not None:
@@ -182,6 +184,12 @@ def _inspected(
 _cached_signature = functools.lru_cache(maxsize=256)(_inspected)
 
 
+@functools.lru_cache(maxsize=256)
+def _takes(func: Callable[..., Any], count: int, keywords: Names) -> bool:
+    """Return whether an importable function takes `count` arguments and these keywords."""
+    return refusal(_cached_signature(func), count, dict.fromkeys(keywords)) is None
+
+
 def held_by(function: Any, values: Iterable[Any] = ()) -> list[Any]:
     """Return the objects that a function holds and that are sent with it, and the function.
 
@@ -210,7 +218,7 @@ def held_by(function: Any, values: Iterable[Any] = ()) -> list[Any]:
     while todo and len(seen) < _MOST_HELD:
         one = todo.pop()
         kind = type(one)
-        if kind in _NOTHING_HELD or id(one) in seen:
+        if kind in _NOTHING_HELD or id(one) in seen or is_importable(one):
             continue
         seen[id(one)] = one
         if kind is types.FunctionType:

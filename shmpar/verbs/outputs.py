@@ -309,6 +309,8 @@ def _is_same(one: Any, other: Any) -> bool:
 
 def _overlap(one: Array, other: Array) -> bool:
     """Return whether both share memory, or overlap in memory that is mapped twice."""
+    # Why plain views: NumPy's functions cost a shared array a dispatch.
+    one, other = one.view(np.ndarray), other.view(np.ndarray)
     try:
         if np.shares_memory(one, other, max_work=10_000):  # type: ignore[arg-type]
             return True
