@@ -114,6 +114,12 @@ def submit(_: int) -> Case:
     return Case(lambda pool: pool.submit(abs, -1).result())
 
 
+def small_output(count: int) -> Case:
+    """A warm call on two chunks, whose output of 80 kB is made by the call."""
+    array = shmpar.array(np.arange(float(count)))
+    return Case(lambda pool: pool.map_blocks(lambda block: block * 2, array, chunks=count // 2))
+
+
 def tiny_rows(rows: int) -> Case:
     """np.sum of rows of 16 numbers."""
     array = shmpar.array(np.random.default_rng(0).normal(size=(rows, 16)))
@@ -338,6 +344,7 @@ CASES = {
     "floor": Sizes(floor, 0, 0, 0),
     "floor_busy": Sizes(floor_busy, 0, 0, 0),
     "submit": Sizes(submit, 0, 0, 0),
+    "small_output": Sizes(small_output, 10_000, 10_000, 10_000),
     "tiny_rows": Sizes(tiny_rows, 200, 20_000, 20_000),
     "tiles": Sizes(tiles, 300, 3_000, 10_000),
     "uneven_rows": Sizes(uneven_rows, 40, 1_500, 4_000),

@@ -104,13 +104,15 @@ def test_arguments_and_results_of_calls(nothing_left: None) -> None:
 
 
 def test_small_outputs(nothing_left: None) -> None:
-    """Outputs that no worker maps are listed: of some KiB each, of fewer bytes a common segment."""
+    """Outputs are listed: those of more than 128 KiB each, smaller ones as a common segment."""
     with shmpar.Pool(1) as pool:
-        larger = pool.map_blocks(np.negative, np.ones(1000))
-        assert by_purpose(pool) == {"output": 8000}
-        small = [pool.map_blocks(np.negative, np.ones(9)) for _ in range(3)]
+        larger = pool.map_blocks(np.negative, np.ones(16_385))
+        assert by_purpose(pool) == {"output": 131_080}
+        # 10,000 numbers do not fit into the spare memory, and a worker maps their segment.
+        small = [pool.map_blocks(np.negative, np.full(n, n * 1.0)) for n in (9, 10_000, 16_384, 9)]
         sizes = [one.nbytes for one in pool.memory if one.purpose == "output"]
-        assert sizes == [64 << 10, 8000]
+        assert sizes == [1 << 20, 131_080]
+        assert [(one == -len(one)).all() for one in small] == [True] * 4
         del larger, small
 
 

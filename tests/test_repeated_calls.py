@@ -53,6 +53,41 @@ def test_earlier_results_stay_valid(pool: shmpar.Pool) -> None:
     assert [one.tolist() for one in results] == [[-number] * 4 for number in range(3)]
 
 
+def test_calls_of_other_numbers_of_chunks_share_the_memory_of_a_ledger(pool: shmpar.Pool) -> None:
+    """What an earlier call has left there is no chunk that is done, and no result."""
+    array, keys = pool.array(np.arange(4000.0)), set[int]()
+
+    def mean(block: Any) -> Any:
+        return block.mean()
+
+    for chunks in (4, 1000, 1, 40, 2000, 4, 1000):
+        size = 4000 // chunks
+        sums = pool.block_reduce(mean, array, chunks=size)
+        assert np.array_equal(sums, array.reshape(chunks, size).mean(axis=1))
+        assert np.array_equal(pool.map_blocks(np.negative, array, chunks=size), -array)
+        assert pool.last_run.report.computed == chunks
+        (kept,) = pool._loop.engine._ledgers._free
+        keys.add(pool._loop.engine._ledgers.segment(kept).key)
+    assert len(keys) == 1
+
+
+def test_a_failed_call_leaves_nothing_to_one_of_more_chunks(pool: shmpar.Pool) -> None:
+    """Failed and pending chunks of a ledger are not those of the next one in its memory."""
+    array = pool.array(np.arange(300.0))
+
+    def work(block: Any) -> Any:
+        if block[0] == 7:
+            raise ValueError("seven")
+        return block * 2
+
+    for chunks in (300, 20, 5, 100):
+        size = 300 // chunks
+        with pytest.raises(shmpar.ChunkError, match="seven"):
+            pool.map_blocks(work, array + 7 - size, chunks=size)
+        result = pool.map_blocks(work, array + 8, chunks=3)
+        assert np.array_equal(result, 2 * (array + 8))
+
+
 def test_the_first_result_of_each_call_determines_the_output(pool: shmpar.Pool) -> None:
     """Calls of a function may differ in dtype, shape and number of the results."""
     array = pool.array(np.zeros(4))

@@ -16,7 +16,8 @@ from shmpar.memory.huge import PAGE
 from shmpar.memory.segment import Segment, create, open_segments
 
 _ONE = (1).to_bytes(8, "little")
-_SPARE_BYTES = 16 * 1024  # behind each ledger, for small outputs
+_SPARE_BYTES = 128 * 1024  # behind each ledger, for small outputs
+_STEP = 64 * 1024  # Why: the segment of a ledger serves one of a few more chunks too
 _NUMBER_BYTES = 8  # per chunk, in addition
 _FREE_LEDGERS = 2
 _LARGE_LEDGER = 1 << 20  # bytes of a ledger that is not kept for another run
@@ -138,10 +139,10 @@ def _gone(tracker: weakref.ref[SegmentTracker], key: int) -> None:
 
 
 class Ledgers:
-    """Ledgers in shared memory; a few are kept for later runs.
+    """Ledgers in shared memory; the segments of a few are kept for later runs.
 
     Invariant: a worker that comes late to the plan of an earlier run finds no tickets, and writes
-    nothing but its own slot.
+    nothing but its own slot. That lies at the same place for any number of chunks.
     """
 
     def __init__(self, workers: int) -> None:
@@ -151,16 +152,22 @@ class Ledgers:
 
     def take(self, chunks: int) -> Ledger:
         """Return a zeroed ledger."""
-        for free in self._free:
-            if free.chunks == chunks:
-                self._free.remove(free)
-                free.clear()
-                return free
         size = Ledger.nbytes(workers=self._workers, chunks=chunks) + _SPARE_BYTES
         if size + _NUMBER_BYTES * chunks <= _LARGE_LEDGER:
             # Why: workers wait for outputs that do not fit; often these are a number per chunk.
             size += _NUMBER_BYTES * chunks
-        segment = create(size, purpose="ledger")
+        size = -(-size // _STEP) * _STEP
+        # Why sorted: a ledger of as many chunks is ready.
+        for free in sorted(self._free, key=lambda free: free.chunks != chunks):
+            if (segment := self._segments[free]).size >= size:
+                self._free.remove(free)
+                ledger = free if free.chunks == chunks else self._new(segment, chunks)
+                ledger.clear()
+                return ledger
+        return self._new(create(size, purpose="ledger"), chunks)
+
+    def _new(self, segment: Segment, chunks: int) -> Ledger:
+        """Return a ledger in a segment."""
         ledger = Ledger(segment.memory, workers=self._workers, chunks=chunks)
         self._segments[ledger] = segment
         return ledger
@@ -170,7 +177,7 @@ class Ledgers:
         return self._segments[ledger]
 
     def give_back(self, ledger: Ledger) -> None:
-        """Keep the ledger of a run that is over, unless it is large."""
+        """Keep the memory of a run that is over, unless it is large."""
         if self._segments[ledger].size <= _LARGE_LEDGER:
             self._free.append(ledger)
 

@@ -661,8 +661,8 @@ class Location(NamedTuple):
     offset: int
 
 
-_SLAB_BYTES: Final = 64 << 10  # Why: one small result that the user keeps holds back so much
-_LARGEST_PIECE: Final = 4 << 10  # Why: for larger arrays, making a segment costs little
+_SLAB_BYTES: Final = 1 << 20  # Why: one small result that the user keeps holds back so much
+_LARGEST_PIECE: Final = 128 << 10  # Why: for larger arrays, making a segment costs little
 CACHE_LINE: Final = 64  # bytes
 
 

@@ -293,6 +293,8 @@ class Execution:
     def start(self, engine: Engine) -> None:
         """Begin on an engine."""
         self.engine, plan = engine, self.plan
+        # Why here: the pool thread alone takes pieces of it.
+        self.outputs.slab = engine.slab
         function = self._function
         assert function is not None, "a run is executed once"
         active = ActivePlan(
@@ -542,7 +544,7 @@ class Execution:
         except BaseException as error:  # noqa: BLE001 - an output that cannot be read again
             self.fatal = error
         self._verification = None
-        lost = self._copy_scratch(engine, active)
+        lost = self._copy_scratch(active)
         done = self._detach(active)
         try:
             self.outcome = lost or self._finalize(done)
@@ -552,10 +554,9 @@ class Execution:
         self.unlock()
         self.seconds = time.perf_counter() - self.began
 
-    def _copy_scratch(self, engine: Engine, active: ActivePlan) -> BaseException | None:
+    def _copy_scratch(self, active: ActivePlan) -> BaseException | None:
         """Copy small outputs into their arrays; after an error, which is returned, none is done."""
         try:
-            self.outputs.slab = engine.slab
             self._scratch.copy_out(active.ledger, self.outputs)
         except BaseException as error:  # noqa: BLE001 - it is the outcome
             active.ledger.status[active.ledger.status == DONE] = PENDING
@@ -646,7 +647,7 @@ class Execution:
         Why a cancelled run can be, even if every chunk is done: nobody has its result.
         """
         self._described = self.arrays()
-        self.run = self._prepared = None
+        self.run = self._prepared = self.outputs.slab = None
         if self.over and not self.unfinished and not self.cancelled:
             self._arrays, self._function, self.outputs.checksums = [], None, None
 

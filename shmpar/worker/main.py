@@ -511,10 +511,13 @@ class WorkerProcess:
         return Function(call, keywords or {}, (*first, *values)), ()
 
     def _ledger(self, work: Work) -> Ledger:
-        if self.ledger is None or self.ledger[0] != work.ledger:
+        key, known = self.ledger or (0, None)
+        # Why the chunks: the segment of a ledger also serves one of more chunks, or fewer.
+        if known is None or (key, known.chunks) != (work.ledger, work.chunks):
             memory = self.segments[work.ledger].memory
-            self.ledger = work.ledger, Ledger(memory, workers=work.workers, chunks=work.chunks)
-        return self.ledger[1]
+            known = Ledger(memory, workers=work.workers, chunks=work.chunks)
+            self.ledger = work.ledger, known
+        return known
 
     def output(self, reference: protocol.Input) -> Any:
         """Return the array, the part or the store that lies at a reference, writable."""
