@@ -292,7 +292,13 @@ class Quantiles(Partials):
         axis = tuple(axis) if isinstance(axis, list | Iterator) else axis
         if values.size == 0 or values.ndim == 0:
             return whole(values[...], axis=axis, keepdims=keepdims)
-        axes = self._axes(call, axis)
+        try:
+            axes = self._axes(call, axis)
+        except TypeError:
+            if values.dtype.kind != "M" or not np.isnat(values[...]).all():
+                raise
+            # Why: NumPy refuses the median of dates, but not of NaT alone.
+            return whole(values[...], axis=axis, keepdims=keepdims)
         line = math.prod(values.shape[k] for k in axes) * values.itemsize
         short = len(axes) < values.ndim and line <= _LINE_BYTES
         grid = call.inputs.cut(chunks, whole=axes if short else ())

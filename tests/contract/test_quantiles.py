@@ -66,6 +66,20 @@ def test_medians_are_numpys(serial: shmpar.Pool, case: Any, name: str, keepdims:
     same(outcome(getattr(serial, name), array, chunks=chunks, **keywords), due)
 
 
+@pytest.mark.parametrize("axis", [None, 0, (0, 1)])
+@pytest.mark.parametrize("shape", [(1,), (3,), (1, 1), (2, 3)])
+@pytest.mark.parametrize("name", MEDIANS)
+def test_medians_of_missing_dates_are_numpys(
+    serial: shmpar.Pool, name: str, shape: tuple[int, ...], axis: Any
+) -> None:
+    """NumPy refuses the median of dates, but gives that of NaT alone along all axes."""
+    for first in ("NaT", "2026-11-28"):
+        dates = np.full(shape, "NaT", "M8[s]")
+        dates.flat[0] = first
+        due = outcome(getattr(np, name), dates, axis=axis)
+        same(outcome(getattr(serial, name), dates, axis=axis, chunks=1), due)
+
+
 @new_places
 @quick
 @given(
