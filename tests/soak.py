@@ -44,9 +44,13 @@ class Usage(NamedTuple):
         with open(f"/proc/{pid}/status") as file:
             status = dict(line.split(":", 1) for line in file)
         with open(f"/proc/{pid}/maps") as file:
-            mappings = sum(1 for _ in file)
-        kb = [int(status[key].split()[0]) for key in ("RssAnon", "RssShmem")]
-        return cls(len(os.listdir(f"/proc/{pid}/fd")), int(status["Threads"]), mappings, *kb)
+            mappings = file.read().splitlines()
+        # Why not RssShmem: it grows while a segment is filled with small results.
+        shared = [one.split()[0].split("-") for one in mappings if " /dev/shm/" in one]
+        shared_kb = sum(int(end, 16) - int(start, 16) for start, end in shared) >> 10
+        private_kb = int(status["RssAnon"].split()[0])
+        descriptors, threads = len(os.listdir(f"/proc/{pid}/fd")), int(status["Threads"])
+        return cls(descriptors, threads, len(mappings), private_kb, shared_kb)
 
 
 TOLERANCE = Usage(2, 0, 12, 4_000, 500)  # growth that is no leak

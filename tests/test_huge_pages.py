@@ -27,7 +27,7 @@ from shmpar.memory import huge, reuse, system
 from shmpar.memory.allocate import LazyPages
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
-from shmpar.worker import compute
+from shmpar.worker import compute, loop
 from tests.interpreters import interpreter, run_python
 from tests.test_little_shm import in_little_shm
 
@@ -276,6 +276,7 @@ def test_workers_share_few_pages_of_a_fresh_output(
         time.sleep(0.002)  # longer than a claim lasts by itself
         return row + 1
 
+    monkeypatch.setattr(loop, "CLAIM_SECONDS", 0.001)
     monkeypatch.setattr(compute, "_PAGES_SECONDS", LONG if quick else 0)
     values = np.zeros((96, MIB), "u1")
     with shmpar.Pool(2, engine="threads") as pool:
@@ -296,6 +297,7 @@ def test_a_small_output_beside_a_large_one_makes_no_claim_larger(
         time.sleep(0.002)
         return row + 1, row[: 1 << 16]
 
+    monkeypatch.setattr(loop, "CLAIM_SECONDS", 0.001)
     monkeypatch.setattr(compute, "_PAGES_SECONDS", LONG)
     with shmpar.Pool(2, engine="threads") as pool:
         large, small = pool.parallel_map(work, np.zeros((96, MIB), "u1"), dtype=("u1", "u1"))

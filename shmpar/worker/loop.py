@@ -31,7 +31,7 @@ from shmpar.worker.compute import (
 from shmpar.worker.environment import exit_if_forked, inside_worker
 
 SHORT_SECONDS = 20e-6  # Why: reading the clock costs a shorter chunk a noticeable part.
-CLAIM_SECONDS = 8e-3  # Why so long: what a claim needs has left the caches in the meantime.
+CLAIM_SECONDS = 8e-3  # Why: the code and data of a claim leave the caches, so it costs 30 us.
 _SHARE = 4  # A claim takes at most 1 / (4 x workers) of the remaining tickets.
 _TINY = 1e-9  # Why not 0: that means "not known" in the ledger.
 
