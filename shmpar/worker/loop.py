@@ -3,8 +3,8 @@
 Guarantees
 ----------
 - A chunk is computed only by the holder of its ticket, and marked after it was written.
-- A claim takes about as many tickets as 8 ms allow, by the time of the chunks before. It never
-  exceeds ``remaining / (4 x workers)``, so that uneven chunks balance.
+- A claim takes about as many tickets as 8 ms allow, by the time of the chunks before. It does not
+  exceed ``remaining / (4 x workers)``, so that uneven chunks balance, or 0.1 ms.
 - An exception of the function never ends the loop; the run decides on its consequences.
 - Where chunks are short, the clock is read once per claim, and each chunk of it is noted with the
   mean. Where they are long, it is read once per chunk: the end of a chunk begins the next.
@@ -32,7 +32,8 @@ from shmpar.worker.environment import exit_if_forked, inside_worker
 
 SHORT_SECONDS = 20e-6  # Why: reading the clock costs a shorter chunk a noticeable part.
 CLAIM_SECONDS = 8e-3  # Why: the code and data of a claim leave the caches, so it costs 30 us.
-_SHARE = 4  # A claim takes at most 1 / (4 x workers) of the remaining tickets.
+_LEAST_SECONDS = 1e-4  # Why: shorter claims at the end cost more than they balance.
+_SHARE = 4  # A longer claim takes at most 1 / (4 x workers) of the remaining tickets.
 _TINY = 1e-9  # Why not 0: that means "not known" in the ledger.
 
 
@@ -152,8 +153,9 @@ def _next_size(
 
     They are at most eight times those of the latest claim, or fill a band of quick chunks.
     """
-    wanted = int(CLAIM_SECONDS / max(seconds, _TINY))  # Why max: the clock may stand still.
-    size = max(1, min(wanted, 8 * size, remaining // (_SHARE * workers)))
+    seconds = max(seconds, _TINY)  # Why: the clock may stand still.
+    share = max(remaining // (_SHARE * workers), int(_LEAST_SECONDS / seconds))
+    size = max(1, min(int(CLAIM_SECONDS / seconds), 8 * size, share))
     for band in bands:
         if band.chunks * seconds <= band.seconds and band.chunks <= remaining // workers:
             size = max(size, band.chunks)
