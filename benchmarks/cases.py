@@ -153,6 +153,21 @@ def uneven_rows(count: int) -> Case:
     return Case(lambda pool: pool.parallel_map(burn, costs), array=costs)
 
 
+def nap(row: np.ndarray) -> float:
+    """Sleep for as long as the row says."""
+    if row[0]:
+        time.sleep(row[0])
+    return row[0]
+
+
+def slow_rows(count: int) -> Case:
+    """Rows of a microsecond, and a tenth of them, one behind the other, that take 2 ms each."""
+    seconds = np.zeros(count)
+    seconds[count // 12 :][: count // 10] = 2e-3
+    costs = shmpar.array(seconds[:, None])
+    return Case(lambda pool: pool.parallel_map(nap, costs), array=costs)
+
+
 def halo(side: int) -> Case:
     """SciPy's Gaussian filter with a halo, 36 chunks of float32, into an existing output."""
     from scipy.ndimage import gaussian_filter
@@ -348,6 +363,7 @@ CASES = {
     "tiny_rows": Sizes(tiny_rows, 200, 20_000, 20_000),
     "tiles": Sizes(tiles, 300, 3_000, 10_000),
     "uneven_rows": Sizes(uneven_rows, 40, 1_500, 4_000),
+    "slow_rows": Sizes(slow_rows, 40, 4_000, 40_000),
     "halo": Sizes(halo, 120, 1_800, 6_000),
     "ufunc": Sizes(ufunc, 100_000, 10_000_000, 100_000_000),
     "fresh_ufunc": Sizes(fresh_ufunc, 100_000, 10_000_000, 100_000_000),

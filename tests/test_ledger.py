@@ -27,7 +27,7 @@ from shmpar.ipc.ledger import (
 )
 from shmpar.plan import Function, PerItem, Plan
 from shmpar.worker.compute import Assignment
-from shmpar.worker.loop import _each, _run_claim
+from shmpar.worker.loop import _WHOLE, _each, _run_claim
 
 
 def new_ledger(workers: int, chunks: int, scratch: int = 0) -> Ledger:
@@ -327,7 +327,7 @@ class Claim:
             self.computed.append(chunk)
             self.note()
 
-        _run_claim(assignment, self, _each(assignment, compute), first, last)
+        _run_claim(assignment, self, _each(assignment, compute), first, last, _WHOLE)
 
     def note(self) -> None:
         """Record this moment."""

@@ -69,11 +69,25 @@ class TestAllocation:
     def test_outputs_of_up_to_128_kib_share_a_segment(self) -> None:
         """A segment of their own would cost a small call a tenth of its time."""
         slab = Slab()
-        kept = [new_output((size,), np.dtype("u1"), slab) for size in (131_072, 8, 131_072, 80_000)]
-        (segment,) = {locate(one).segment for one in kept}
-        assert segment.size == 1 << 20
-        large = locate(new_output((131_073,), np.dtype("u1"), slab))
-        assert (large.offset, large.segment.size) == (0, 131_073)
+
+        def place(nbytes: int) -> Any:
+            kept.append(new_output((nbytes,), np.dtype("u1"), slab))
+            return locate(kept[-1])
+
+        kept = list[np.ndarray]()
+        for nbytes, size in (
+            (131_072, 1 << 20),
+            (8000, 128 << 10),
+            (4096, 64 << 10),
+            (8, 64 << 10),
+        ):
+            segments = {place(nbytes).segment for _ in range(8)}
+            assert [one.size for one in segments] == [size]
+        assert len({place(80_000).segment for _ in range(3)}) == 1
+        assert (place(131_073).offset, place(131_073).segment.size) == (0, 131_073)
+        for number, array in enumerate(kept):
+            array[:] = number
+        assert all((array == number).all() for number, array in enumerate(kept))
 
     def test_a_single_output_is_no_tuple(self) -> None:
         """A tuple of one output stays a tuple."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,10 +46,11 @@ def exhausted(
     claimed: int = 0,
     handed_out: int | None = None,
     *,
+    left: Sequence[int] = (),
     exiting: bool = False,
 ) -> CounterExhausted:
     """Return the event for run 0."""
-    return CounterExhausted(worker, 0, generation, claimed, handed_out, exiting=exiting)
+    return CounterExhausted(worker, 0, generation, claimed, handed_out, left=left, exiting=exiting)
 
 
 def chunk_failed(chunk: int) -> ChunkFailed:
@@ -91,6 +93,7 @@ class Worker:
     claim: Claim | None = None
     claimed: dict[int, int] = field(default_factory=dict)  # number of tickets by generation
     handed_out: dict[int, int] = field(default_factory=dict)  # counters that it stopped
+    left: dict[int, tuple[int, ...]] = field(default_factory=dict)  # chunks that it did not begin
     mail: deque[Any] = field(default_factory=deque)
     alive: bool = True
     killed: bool = False  # a signal was sent and has not arrived
@@ -262,23 +265,45 @@ class Simulation(RuleBasedStateMachine):
         self.counters[generation] += size
         if first >= count:
             worker.assigned.pop(0)
-            counts = worker.claimed.get(generation, 0), worker.handed_out.get(generation)
-            worker.mail.append(exhausted(number, generation, *counts))
+            self.report(number, worker, generation)
         else:
             last = min(first + size, count)
             worker.claim = Claim(generation, first, first, last)
             worker.claimed[generation] = worker.claimed.get(generation, 0) + last - first
+
+    def report(
+        self, number: int, worker: Worker, generation: int, *, exiting: bool = False
+    ) -> None:
+        counts = worker.claimed.get(generation, 0), worker.handed_out.get(generation)
+        left = worker.left.get(generation, ())
+        worker.mail.append(exhausted(number, generation, *counts, left=left, exiting=exiting))
+
+    @precondition(lambda self: any(one.can_work and one.claim for one in self.workers.values()))
+    @rule(data=st.data())
+    def leave_the_rest(self, data: st.DataObject) -> None:
+        """A worker that has found its chunks slow leaves those that it has not begun."""
+        busy = [n for n, one in self.workers.items() if one.can_work and one.claim]
+        worker = self.workers[data.draw(st.sampled_from(sorted(busy)))]
+        claim = worker.claim
+        if claim is not None and claim.first < claim.cursor and not claim.reported:
+            rest = self.todo[claim.generation][claim.cursor : claim.last]
+            worker.left[claim.generation] = worker.left.get(claim.generation, ()) + rest
+            claim.last = claim.cursor
+            self.end_claim(worker, claim)
 
     def next_chunk(self, worker: Worker, claim: Claim) -> None:
         if claim.reported and self.scheduler.fail_fast:
             claim.last = claim.cursor + 1
         claim.cursor, claim.reported = claim.cursor + 1, False
         if claim.cursor == claim.last:
-            if self.collects:
-                for chunk in self.todo[claim.generation][claim.first : claim.last]:
-                    if self.status.get(chunk) != "failed":
-                        self.settle(chunk, "done")
-            worker.claim = None
+            self.end_claim(worker, claim)
+
+    def end_claim(self, worker: Worker, claim: Claim) -> None:
+        if self.collects:
+            for chunk in self.todo[claim.generation][claim.first : claim.last]:
+                if self.status.get(chunk) != "failed":
+                    self.settle(chunk, "done")
+        worker.claim = None
 
     @precondition(lambda self: any(worker.can_work for worker in self.workers.values()))
     @rule(data=st.data(), size=st.integers(1, 3))
@@ -298,10 +323,8 @@ class Simulation(RuleBasedStateMachine):
         if idle:
             number = data.draw(st.sampled_from(sorted(idle)))
             worker = self.workers[number]
-            generation = worker.assigned[0]
-            counts = worker.claimed.get(generation, 0), worker.handed_out.get(generation)
             worker.alive = False
-            worker.mail.append(exhausted(number, generation, *counts, exiting=True))
+            self.report(number, worker, worker.assigned[0], exiting=True)
             worker.mail.append(lost(number))
 
     @precondition(lambda self: not self.finished and self.workers)
@@ -673,6 +696,18 @@ TRANSITIONS = {
         (RunCancelled(), exhausted(0, 0), GraceExpired()),
         lost(1, blamed=4),
         [Finish()],
+    ),
+    "chunks-that-a-worker-left-are-a-new-generation": (
+        {},
+        (),
+        exhausted(0, 0, 5, left=(3, 4)),
+        [Open(1, (3, 4)), Assign(0, 1), Assign(1, 1)],
+    ),
+    "chunks-that-are-left-in-a-stopped-run-stay": (
+        {},
+        (RunCancelled(),),
+        exhausted(0, 0, 5, left=(3, 4)),
+        [],
     ),
     "after-the-end": ({}, (*BOTH_EXHAUSTED, Reconciled([])), lost(0, blamed=1), []),
 }

@@ -133,8 +133,8 @@ class Worker:
             todo=todo,
             generation=3,
             ledger=self.ledger,
-            worker=1,
-            slot=self.ledger.slot(1),
+            worker=workers - 1,
+            slot=self.ledger.slot(workers - 1),
             workers=workers,
         )
 
@@ -195,6 +195,35 @@ class TestClaims:
         )
         worker.work()
         assert {size for _, size in worker.counter.claims[2:30]} <= {9, 10}
+
+    @pytest.mark.parametrize(("workers", "todo"), [(2, None), (2, range(999)), (1, None)])
+    def test_a_worker_leaves_the_rest_of_a_claim_of_slow_chunks(
+        self, clock: Any, workers: int, todo: Any
+    ) -> None:
+        """Chunk 240 takes long: it ends its part of the claim, and the rest is not begun."""
+        computed = []
+
+        def wait(row: int) -> int:
+            computed.append(row)
+            clock[0] += 0.1 if row == 240 else 1e-4
+            return row
+
+        worker = Worker(wait, range(999), rows=True, workers=workers, todo=todo)
+        worker.work()
+        first, size = next(claim for claim in worker.counter.claims if sum(claim) > 240)
+        left, done = worker.assignment.left, worker.ledger.status == DONE
+        if workers == 1:
+            assert left == []
+            assert done.all()
+            return
+        assert size > 30
+        assert 240 < left[0] <= 240 + size // 4
+        assert left == [*range(left[0], first + size)]
+        assert done[computed].all()
+        assert sorted([*computed, *left]) == [*range(999)]
+        assert worker.ledger.held(1) is None
+        assert worker.assignment.claimed == 999
+        assert not worker.ledger.times.seconds[left].any()
 
     @given(
         size=st.integers(1, 10**6),

@@ -606,9 +606,10 @@ class ThreadsEngine(LocalEngine):
         # beside a call, which may take long, or wait for this run.
         alone = len(self._plans) == 1 and not self._calls
         had = (0, None) if alone else (assignment.claimed, assignment.handed_out)
+        left = assignment.left
         del assignment
         key = active.number, generation.number
-        self._events.put(protocol.CounterExhausted(worker, *key, *had, traffic=moved))
+        self._events.put(protocol.CounterExhausted(worker, *key, *had, left=left, traffic=moved))
 
 
 def cap_threads(threads: int) -> Callable[[], object]:

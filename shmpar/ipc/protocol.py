@@ -423,6 +423,8 @@ class CounterExhausted(NamedTuple):
         not stop the counter.
     announcement : object or None
         The outputs that the worker has put into the ledger's spare memory.
+    left : sequence of int
+        Chunks of these tickets that the worker has not begun, for any worker to take.
     exiting : bool
         The worker has reached its task limit and exits, so tickets may be left.
     huge_bytes : sequence of (int, int)
@@ -437,6 +439,7 @@ class CounterExhausted(NamedTuple):
     claimed: int = 0
     handed_out: int | None = None
     announcement: Any = None
+    left: Sequence[int] = ()
     exiting: bool = False
     huge_bytes: Sequence[tuple[int, int]] = ()
     traffic: StoreTraffic = NO_TRAFFIC

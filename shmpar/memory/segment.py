@@ -661,7 +661,9 @@ class Location(NamedTuple):
     offset: int
 
 
-_SLAB_BYTES: Final = 1 << 20  # Why: one small result that the user keeps holds back so much
+_PIECES: Final = 16  # Why few: a small result that the user keeps holds back its whole segment
+_SMALLEST_SLAB: Final = 64 << 10  # bytes of a segment
+_LARGEST_SLAB: Final = 1 << 20
 _LARGEST_PIECE: Final = 128 << 10  # Why: for larger arrays, making a segment costs little
 CACHE_LINE: Final = 64  # bytes
 
@@ -669,8 +671,9 @@ CACHE_LINE: Final = 64  # bytes
 class Slab:
     """Divides segments into pieces for small arrays; takes a new segment when one is full.
 
-    Pieces are never reused, so each reads as zeros.  The slab holds only its newest segment; an
-    older one ends with the last array in it.
+    Pieces are never reused, so each reads as zeros.  Larger pieces lie in larger segments, with
+    room for 16 of them, or 8 of the largest.  The slab holds only the newest segment of each size;
+    an older one ends with the last array in it.
 
     Examples
     --------
@@ -683,8 +686,8 @@ class Slab:
     """
 
     def __init__(self) -> None:
-        self._mapping: Mapping | None = None  # Why: holds the segment, and keeps it mapped
-        self._filled = 0
+        # Newest segment of each size, and its bytes in use. A mapping holds its segment.
+        self._newest: dict[int, tuple[Mapping, int]] = {}
         self._made: weakref.WeakValueDictionary[int, Segment] = weakref.WeakValueDictionary()
 
     def note(self, segment: Segment) -> None:
@@ -699,14 +702,16 @@ class Slab:
         """Return room for an array of so many bytes; None if the array is too large to share."""
         if nbytes > _LARGEST_PIECE:
             return None
-        if self._mapping is None or self._filled + nbytes > _SLAB_BYTES:
-            segment = create(_SLAB_BYTES, purpose="output")
+        wanted = _PIECES << (nbytes - 1).bit_length()
+        size = min(max(wanted, _SMALLEST_SLAB), _LARGEST_SLAB)
+        mapping, filled = self._newest.get(size, (None, 0))
+        if mapping is None or filled + nbytes > size:
+            segment = create(size, purpose="output")
             segment.divided = True
             self.note(segment)
-            self._mapping, self._filled = segment.mapping, 0
-        location = Location(self._mapping.segment, self._filled)
-        self._filled += -(-nbytes // CACHE_LINE) * CACHE_LINE
-        return location
+            mapping, filled = segment.mapping, 0
+        self._newest[size] = mapping, filled + -(-nbytes // CACHE_LINE) * CACHE_LINE
+        return Location(mapping.segment, filled)
 
 
 def new_output(

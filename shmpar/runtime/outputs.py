@@ -293,7 +293,7 @@ class Outputs:
             if found is not None and not found.segment.reserved:
                 self._unreserved.append(found.segment)
             if found is not None and found.segment.stale:
-                self._stale.append(made)
+                self.note_stale(made)
             return made
         # Why: a write to a hole of a mapped file on a full disk is SIGBUS.
         low, high = byte_bounds(array.shape, array.strides, array.itemsize)
@@ -326,6 +326,10 @@ class Outputs:
                 segment.reserved = True
             else:
                 segment.reserve_rest()
+
+    def note_stale(self, array: Array) -> None:
+        """Note that windows of an output which no chunk has written have values of earlier runs."""
+        self._stale.append(array)
 
     def erase(self, windows: Callable[[], Iterable[Any]]) -> None:
         """Write zeros to windows that may have values of earlier arrays."""
@@ -597,8 +601,9 @@ class Scratch:
         self._digests_of_lost.clear()
 
     def copy_out(self, ledger: Ledger, outputs: Outputs) -> None:
-        """Allocate the outputs and copy the scratch into them."""
+        """Allocate the outputs; copy the scratch, with values of earlier runs, into them."""
         if self._announcement is not None:
             small = ledger.carve(self._announcement.outputs) or ()
             for array, written in zip(outputs.allocate(self._announcement), small, strict=True):
                 array[...] = written
+                outputs.note_stale(array)

@@ -10,10 +10,10 @@ How it works
 A *generation* is a list of chunks with a ticket counter of its own; generation 0 is the whole
 grid. Workers claim tickets by themselves, so the scheduler hears little: a worker is ready, has
 found a counter *exhausted*, or is lost, or a chunk failed. The chunks that a lost worker held
-become a new generation at once. When no worker has anything outstanding, the scheduler
-*reconciles*: it asks the ledger which chunks are still pending. These are tickets that a worker
-took with it between claiming and publishing them. They become a new generation too; if there are
-none, the run is over.
+become a new generation at once, and so do those that a worker left since others took too long.
+When no worker has anything outstanding, the scheduler *reconciles*: it asks the ledger which
+chunks are still pending. These are tickets that a worker took with it between claiming and
+publishing them. They become a new generation too; if there are none, the run is over.
 
 A worker that reports a counter as exhausted says how many of its tickets it has had. Once the
 reports account for every ticket that was handed out, no other worker can have one. Then the run
@@ -253,6 +253,8 @@ class Scheduler:
         self.claimed += event.claimed
         if event.handed_out is not None:
             self._limit_tickets(event.generation, event.handed_out)
+        if event.left and self.phase is Phase.RUNNING:
+            yield from self._open(tuple(event.left))
         yield from self._if_idle()
 
     def _counters_stopped(self, handed_out: Sequence[int]) -> Commands:

@@ -295,9 +295,9 @@ class Quantiles(Partials):
         try:
             axes = self._axes(call, axis)
         except TypeError:
-            if values.dtype.kind != "M" or not np.isnat(values[...]).all():
-                raise
             # Why: NumPy refuses the median of dates, but not of NaT alone.
+            if not _has_no_date(values):
+                raise
             return whole(values[...], axis=axis, keepdims=keepdims)
         line = math.prod(values.shape[k] for k in axes) * values.itemsize
         short = len(axes) < values.ndim and line <= _LINE_BYTES
@@ -340,6 +340,14 @@ class Quantiles(Partials):
         # Why: several arrays are joined in the byte order of this machine.
         found = np.stack(results, axis=-1).astype(np.asarray(results[0]).dtype, copy=False)
         return found.reshape((*found.shape[:-1], *[values.shape[k] for k in kept]))
+
+
+def _has_no_date(values: Any) -> bool:
+    """Return whether an array is one of dates that are all missing."""
+    if values.dtype.kind != "M":
+        return False
+    first = values[(slice(1),) * values.ndim]  # Why: mostly the rest of a store need not be read.
+    return bool(np.isnat(first).all() and np.isnat(values[...]).all())
 
 
 def _with(grid: Grid, lengths: dict[int, int]) -> Grid:

@@ -167,6 +167,8 @@ class Assignment:
     handed_out : int or None
         Number of tickets that all workers had claimed when this worker stopped the counter; None
         if it did not stop the counter.
+    left : list of int
+        Chunks of its tickets that this worker has not begun, since others took long.
     waited : float
         Seconds that this worker has waited for outputs.
     targets : sequence of (ndarray, set of type)
@@ -195,6 +197,7 @@ class Assignment:
     max_tickets: int = maxsize
     claimed: int = 0
     handed_out: int | None = None
+    left: list[int] = field(default_factory=list)
     waited: float = 0.0
     targets: Sequence[ScalarTarget] = ()
     written: dict[int, Array] = field(default_factory=dict)

@@ -3,8 +3,9 @@
 Guarantees
 ----------
 - A chunk is computed only by the holder of its ticket, and marked after it was written.
-- A claim takes about as many tickets as 8 ms allow, by the time of the chunks before. It does not
-  exceed ``remaining / (4 x workers)``, so that uneven chunks balance, or 0.1 ms.
+- A claim takes about as many tickets as a millisecond allows, by the time of the chunks before. It
+  does not exceed ``remaining / (4 x workers)``, so that uneven chunks balance, or 0.1 ms.
+- A worker that finds the chunks of a claim much slower leaves the rest of them to all workers.
 - An exception of the function never ends the loop; the run decides on its consequences.
 - Where chunks are short, the clock is read once per claim, and each chunk of it is noted with the
   mean. Where they are long, it is read once per chunk: the end of a chunk begins the next.
@@ -14,8 +15,10 @@ Guarantees
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
+from sys import maxsize
 from time import monotonic_ns, perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from shmpar.ipc.ledger import CURSOR, DONE, FAILED, FIRST, GENERATION, JOINED, LAST, SINCE, WAITED
 from shmpar.stores.store import Store, StoreRows
@@ -31,10 +34,28 @@ from shmpar.worker.compute import (
 from shmpar.worker.environment import exit_if_forked, inside_worker
 
 SHORT_SECONDS = 20e-6  # Why: reading the clock costs a shorter chunk a noticeable part.
-CLAIM_SECONDS = 8e-3  # Why: the code and data of a claim leave the caches, so it costs 30 us.
+CLAIM_SECONDS = 8e-3  # Why: a claim of rows from memory costs 30 us, since they fill the caches.
+_PART_SECONDS = 1e-3
+_SMALL_PARTS = 64  # Why: a claim of fewer chunks than a 64th balances, however slow they are.
 _LEAST_SECONDS = 1e-4  # Why: shorter claims at the end cost more than they balance.
 _SHARE = 4  # A longer claim takes at most 1 / (4 x workers) of the remaining tickets.
 _TINY = 1e-9  # Why not 0: that means "not known" in the ledger.
+
+
+class _Part(NamedTuple):
+    """A part of a claim, of so many tickets; if it takes longer, it ends the claim."""
+
+    tickets: int
+    seconds: float
+
+    @classmethod
+    def of(cls, size: int, seconds: float) -> _Part:
+        """Return a quarter of a claim, which may take 8 times as long as the chunks did before."""
+        tickets = max(1, size // 4)
+        return cls(tickets, 8 * max(_PART_SECONDS, seconds * tickets))
+
+
+_WHOLE = _Part(maxsize, inf)
 
 
 class _Clock:
@@ -52,25 +73,25 @@ class _Clock:
         """
         assignment, slot, ledger = self._assignment, self._assignment.slot, self._assignment.ledger
         self._began, self._waited = max(0.0, now - assignment.origin), assignment.waited
-        self._count, self._chunks = last - first, assignment.chunks(first, last)
+        self._alone = last == first + 1
         if not slot[JOINED]:  # Why here: a worker that comes late, without a claim, writes nothing.
             slot[JOINED] = int((assignment.received or now) * 1e9)
-        if self._count == 1:
+        if self._alone:
             return compute  # Why: end() records all times of a single chunk at once.
-        ledger.note_claim(self._chunks, assignment.worker, self._began)
+        ledger.note_claim(assignment.chunks(first, last), assignment.worker, self._began)
         self._each = self._mean >= SHORT_SECONDS
         return _timed(compute, ledger.times.seconds, now) if self._each else compute
 
-    def end(self, seconds: float) -> None:
-        """End the claim, which took this time."""
+    def end(self, seconds: float, chunks: Any, count: int) -> None:
+        """End the claim, which took this time for so many chunks."""
         assignment, waited = self._assignment, self._assignment.waited - self._waited
         if waited:
             assignment.slot[WAITED] += int(waited * 1e9)
-        self._mean = mean = max((seconds - waited) / self._count, _TINY)
-        if self._count == 1:
-            assignment.ledger.note_chunk(self._chunks, assignment.worker, self._began, mean)
+        self._mean = mean = max((seconds - waited) / count, _TINY)
+        if self._alone:
+            assignment.ledger.note_chunk(chunks, assignment.worker, self._began, mean)
         elif not self._each:
-            assignment.ledger.times.seconds[self._chunks] = mean
+            assignment.ledger.times.seconds[chunks] = mean
 
 
 def _timed(compute: Compute, seconds: Any, began: float) -> Compute:
@@ -117,7 +138,10 @@ def work(assignment: Assignment, channel: Channel) -> bool:
 def _work(assignment: Assignment, channel: Channel) -> bool:
     chunks, clock, size = Chunks(assignment, channel), _Clock(assignment), 1
     claim, count, todo = assignment.tickets.claim, assignment.count, assignment.todo
-    base = assignment.plan.base
+    base, workers, part = assignment.plan.base, assignment.workers, _WHOLE
+    arrays = *assignment.arrays, *(assignment.outputs or ())
+    # Why not of stores: a chunk that decodes a piece takes long, and the next ones need that piece.
+    divides = workers > 1 and not any(isinstance(one, Store | StoreRows) for one in arrays)
     while (first := claim(size)) < count:
         last = min(first + size, count)
         assignment.claimed += last - first
@@ -129,13 +153,15 @@ def _work(assignment: Assignment, channel: Channel) -> bool:
         compute = clock.begin(plain, first, last, began)
         compute_range = chunks.compute_range if compute is plain else None
         compute_range = compute_range or _each(assignment, compute)
-        opening = _run_claim(assignment, channel, compute_range, first, last)
+        opening, end = _run_claim(assignment, channel, compute_range, first, last, part)
         spent = perf_counter() - began - opening
-        clock.end(spent)
+        clock.end(spent, assignment.chunks(first, end), end - first)
         # Why from then on: a busy machine takes long to make pages, and larger claims need no more.
-        seconds, remaining = (spent - (ready - began)) / (last - first), count - last
-        size = _next_size(size, seconds, remaining, assignment.workers, chunks.bands)
+        seconds, remaining = (spent - (ready - began)) / (end - first), count - last
+        size = _next_size(size, seconds, remaining, workers, chunks.bands)
         size = min(size, assignment.max_tickets - assignment.claimed)
+        divided = divides and size * _SMALL_PARTS > count
+        part = _Part.of(size, seconds) if divided else _WHOLE
         if size == 0 or channel.enough():
             return False
     return True
@@ -177,9 +203,20 @@ def _each(assignment: Assignment, compute: Compute) -> ComputeRange:
 
 
 def _run_claim(
-    assignment: Assignment, channel: Channel, compute_range: ComputeRange, first: int, last: int
-) -> float:
-    """Compute the chunks of a claim; return the seconds in which its stores were opened."""
+    assignment: Assignment,
+    channel: Channel,
+    compute_range: ComputeRange,
+    first: int,
+    last: int,
+    part: _Part,
+) -> tuple[float, int]:
+    """Compute the chunks of a claim, a part after the other, until a part takes too long.
+
+    Returns
+    -------
+    tuple of (float, int)
+        Seconds in which its stores were opened, and the ticket behind those that it has not left.
+    """
     slot, plan = assignment.slot, assignment.plan
     # Invariant: the slot is emptied before it is filled, and `last` is written at the end, so that
     # a worker killed in between holds its old claim, nothing, or its whole new claim.
@@ -192,9 +229,11 @@ def _run_claim(
     # Why not later claims: the stores are open then.
     opening = _open_stores(assignment, channel) if assignment.claimed == last - first else 0.0
     while ticket < last:
+        began = perf_counter()
         try:
-            compute_range(ticket, last)
-            ticket = last
+            stop = min(ticket + part.tickets, last)
+            compute_range(ticket, stop)
+            ticket = stop
         except Abandoned:
             raise
         except BaseException as error:  # Why: SystemExit of the function is its failure too.
@@ -208,18 +247,28 @@ def _run_claim(
             if plan.fail_fast:
                 break
             ticket += 1
+        if ticket < last and perf_counter() - began > part.seconds:
+            # Invariant: the slot holds none of these tickets any more. If the worker dies before it
+            # has reported them, nobody accounts for them, and the ledger tells their chunks.
+            assignment.left += map(assignment.chunk, range(ticket, last))
+            slot[LAST] = last = ticket
     exit_if_forked()
     if plan.returns_objects:
         channel.flush()
-    begin = first
-    for stop in (*failed, ticket):
-        if begin < stop:
-            assignment.ledger.status[assignment.chunks(begin, stop)] = DONE
-        begin = stop + 1
+    _mark_done(assignment, first, failed, ticket)
     if assignment.reports:
         channel.finished(assignment.generation, first, ticket)
     slot[CURSOR] = last
-    return opening
+    return opening, last
+
+
+def _mark_done(assignment: Assignment, first: int, failed: Iterable[int], last: int) -> None:
+    """Mark the chunks of ``first <= t < last`` as done, except those of the failed tickets."""
+    begin = first
+    for stop in (*failed, last):
+        if begin < stop:
+            assignment.ledger.status[assignment.chunks(begin, stop)] = DONE
+        begin = stop + 1
 
 
 def _open_stores(assignment: Assignment, channel: Channel) -> float:

@@ -448,6 +448,7 @@ class WorkerProcess:
         return end._replace(
             claimed=assignment.claimed,
             handed_out=assignment.handed_out,
+            left=assignment.left,
             announcement=channel.announcement and channel.announcement.pack(),
             exiting=not exhausted,
             huge_bytes=made,
