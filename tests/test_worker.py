@@ -165,10 +165,7 @@ class TestClaims:
     """The number of tickets per claim."""
 
     def test_claims_of_fast_chunks_grow_and_shrink_towards_the_end(self, clock: Any) -> None:
-        """A claim is at most eight times the one before, and at most a fair share of the rest.
-
-        Chunks of 10 us are claimed ten at a time at the end, which take 0.1 ms.
-        """
+        """A claim is at most eight times the one before, and at most a fair share of the rest."""
         worker = Worker(
             lambda row: clock.__setitem__(0, clock[0] + 1e-5) or 0, range(5_000), rows=True
         )
@@ -176,8 +173,8 @@ class TestClaims:
         claims = worker.counter.claims
         assert [size for _, size in claims[:4]] == [1, 8, 64, 512]
         for (_, before), (first, size) in itertools.pairwise(claims):
-            assert size <= min(8 * before, max(10, (5_000 - first) // (4 * 2)))
-        assert {size for _, size in claims[-5:]} <= {9, 10}
+            assert size <= max(1, min(8 * before, (5_000 - first) // (4 * 2)))
+        assert claims[-2][1] == 1
         assert worker.ledger.done == 5_000
 
     def test_claims_of_slow_chunks_are_single(self, clock: Any) -> None:
@@ -238,7 +235,7 @@ class TestClaims:
         following = loop._next_size(size, seconds, remaining, workers)
         assert following >= 1
         assert following <= max(1, 8 * size)
-        assert following * seconds <= 1.0001e-4 or following <= max(1, remaining // (4 * workers))
+        assert following <= max(1, remaining // (4 * workers))
         assert following == 1 or following * seconds <= 8.0001e-3
 
     @given(
@@ -943,13 +940,12 @@ class TestWindows:
         assert len(worker.errors) == 2_000
         assert isinstance(worker.errors[0], ValueError)
 
-    def test_objects_are_handed_over_a_claim_at_a_time(self, clock: Any) -> None:
+    def test_objects_are_handed_over_a_claim_at_a_time(self) -> None:
         """Each has its chunk's number, and is flushed before the claim is marked."""
         statuses = []
         worker = Worker(
-            lambda item: clock.__setitem__(0, clock[0] + 1) or {"item": item}, range(50),
-            rows=True, returns_objects=True, todo=(9, 4, 40),
-        )  # fmt: skip
+            lambda item: {"item": item}, range(50), rows=True, returns_objects=True, todo=(9, 4, 40)
+        )
         worker.channel.flush = lambda: statuses.append(worker.ledger.done)
         worker.work()
         expected = [(chunk, {"item": chunk}) for chunk in (9, 4, 40)]

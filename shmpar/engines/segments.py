@@ -17,7 +17,7 @@ from shmpar.memory.segment import Segment, create, open_segments
 
 _ONE = (1).to_bytes(8, "little")
 _SPARE_BYTES = 128 * 1024  # behind each ledger, for small outputs
-_STEP = 64 * 1024  # Why: the segment of a ledger serves one of a few more chunks too
+_STEP = 64 * 1024  # Why: the segment also serves a ledger of a few more chunks
 _NUMBER_BYTES = 8  # per chunk, in addition
 _FREE_LEDGERS = 2
 _LARGE_LEDGER = 1 << 20  # bytes of a ledger that is not kept for another run

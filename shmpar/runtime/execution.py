@@ -293,7 +293,7 @@ class Execution:
     def start(self, engine: Engine) -> None:
         """Begin on an engine."""
         self.engine, plan = engine, self.plan
-        # Why here: the pool thread alone takes pieces of it.
+        # Why here: only the pool thread takes pieces of a slab.
         self.outputs.slab = engine.slab
         function = self._function
         assert function is not None, "a run is executed once"

@@ -4,7 +4,7 @@ Guarantees
 ----------
 - A chunk is computed only by the holder of its ticket, and marked after it was written.
 - A claim takes about as many tickets as a millisecond allows, by the time of the chunks before. It
-  does not exceed ``remaining / (4 x workers)``, so that uneven chunks balance, or 0.1 ms.
+  never exceeds ``remaining / (4 x workers)``, so that uneven chunks balance.
 - A worker that finds the chunks of a claim much slower leaves the rest of them to all workers.
 - An exception of the function never ends the loop; the run decides on its consequences.
 - Where chunks are short, the clock is read once per claim, and each chunk of it is noted with the
@@ -34,11 +34,10 @@ from shmpar.worker.compute import (
 from shmpar.worker.environment import exit_if_forked, inside_worker
 
 SHORT_SECONDS = 20e-6  # Why: reading the clock costs a shorter chunk a noticeable part.
-CLAIM_SECONDS = 8e-3  # Why: a claim of rows from memory costs 30 us, since they fill the caches.
+CLAIM_SECONDS = 8e-3  # Why: beside rows that fill the caches, each claim costs 30 us.
 _PART_SECONDS = 1e-3
-_SMALL_PARTS = 64  # Why: a claim of fewer chunks than a 64th balances, however slow they are.
-_LEAST_SECONDS = 1e-4  # Why: shorter claims at the end cost more than they balance.
-_SHARE = 4  # A longer claim takes at most 1 / (4 x workers) of the remaining tickets.
+_SMALL_PARTS = 64  # Why: a 64th of quick chunks is no loss, should they be slow.
+_SHARE = 4  # A claim takes at most 1 / (4 x workers) of the remaining tickets.
 _TINY = 1e-9  # Why not 0: that means "not known" in the ledger.
 
 
@@ -160,8 +159,8 @@ def _work(assignment: Assignment, channel: Channel) -> bool:
         seconds, remaining = (spent - (ready - began)) / (end - first), count - last
         size = _next_size(size, seconds, remaining, workers, chunks.bands)
         size = min(size, assignment.max_tickets - assignment.claimed)
-        divided = divides and size * _SMALL_PARTS > count
-        part = _Part.of(size, seconds) if divided else _WHOLE
+        few = seconds < SHORT_SECONDS and size * _SMALL_PARTS <= count
+        part = _Part.of(size, seconds) if divides and not few else _WHOLE
         if size == 0 or channel.enough():
             return False
     return True
@@ -180,8 +179,7 @@ def _next_size(
     They are at most eight times those of the latest claim, or fill a band of quick chunks.
     """
     seconds = max(seconds, _TINY)  # Why: the clock may stand still.
-    share = max(remaining // (_SHARE * workers), int(_LEAST_SECONDS / seconds))
-    size = max(1, min(int(CLAIM_SECONDS / seconds), 8 * size, share))
+    size = max(1, min(int(CLAIM_SECONDS / seconds), 8 * size, remaining // (_SHARE * workers)))
     for band in bands:
         if band.chunks * seconds <= band.seconds and band.chunks <= remaining // workers:
             size = max(size, band.chunks)
