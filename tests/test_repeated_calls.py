@@ -71,6 +71,30 @@ def test_calls_of_other_numbers_of_chunks_share_the_memory_of_a_ledger(pool: shm
     assert len(keys) == 1
 
 
+@pytest.mark.parametrize("size", [1000, 10_000])
+@pytest.mark.parametrize(("before", "chunks"), [(4, 4), (4, 5), (50, 10)])
+def test_no_value_of_an_earlier_call_shows_in_the_output_of_a_failed_one(
+    pool: shmpar.Pool, size: int, before: int, chunks: int
+) -> None:
+    """Windows without a result are zeros, as in new memory."""
+    pool.map_blocks(lambda block: block + 41, np.ones(size), chunks=size // before)
+    array, work = np.zeros(size), size // chunks
+    array[work] = 7
+
+    def fail(block: Any) -> Any:
+        if block[0] == 7:
+            raise ValueError("seven")
+        return block + 1
+
+    with pytest.raises(shmpar.ChunkError) as caught:
+        pool.map_blocks(fail, array, chunks=work)
+    out = caught.value.run.out
+    assert (out[:work] == 1).all()
+    assert not out[work:].any()
+    array[work] = 0
+    assert (caught.value.run.resume().result()[2 * work :] == 1).all()
+
+
 def test_a_failed_call_leaves_nothing_to_one_of_more_chunks(pool: shmpar.Pool) -> None:
     """Failed and pending chunks of a ledger are not those of the next one in its memory."""
     array = pool.array(np.arange(300.0))

@@ -195,7 +195,8 @@ def held_by(function: Any, values: Iterable[Any] = ()) -> list[Any]:
 
     These are its closure, its defaults and attributes, and the globals that it names; also the
     arguments of a partial, the object of a method, and the items of containers. Each of these
-    objects may hold others, which count too.
+    objects may hold others, which count too. A compiled function of a module holds nothing, and is
+    left out itself.
 
     Parameters
     ----------
