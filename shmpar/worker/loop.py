@@ -3,8 +3,8 @@
 Guarantees
 ----------
 - A chunk is computed only by the holder of its ticket, and marked after it was written.
-- A claim takes about as many tickets as a millisecond allows, by the time of the chunks before. It
-  never exceeds ``remaining / (4 x workers)``, so that uneven chunks balance.
+- A claim takes about as many tickets as 8 ms allow, by the time of the chunks before. It never
+  exceeds ``remaining / (4 x workers)``, so that uneven chunks balance.
 - A worker that finds the chunks of a claim much slower leaves the rest of them to all workers.
 - An exception of the function never ends the loop; the run decides on its consequences.
 - Where chunks are short, the clock is read once per claim, and each chunk of it is noted with the
