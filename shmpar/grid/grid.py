@@ -34,6 +34,8 @@ Shape: TypeAlias = Sequence[int]
 LEAST_BYTES = 64 * 1024
 BLOCK_BYTES = 1024 * 1024
 """Largest block of "auto", for functions whose temporaries should stay in the cache."""
+HALO_BLOCK_BYTES = 2 * 1024 * 1024
+"""The same with a halo, of which blocks of 1 MiB would read about a tenth twice."""
 FEWEST_BLOCKS = 64
 REDUCED_ELEMENTS = 64
 """Fewest elements for a partial result, so that these are a small part of the array."""

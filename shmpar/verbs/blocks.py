@@ -141,7 +141,8 @@ class Verbs(Caller):
             of the same shape for all blocks. If it returns a tuple, there are several outputs.
         {arrays}
         chunks : int, tuple, dict or "auto"
-            Elements of a block along each axis; -1 is a whole axis. "auto" is up to 1 MiB.
+            Elements of a block along each axis; -1 is a whole axis. "auto" is up to 1 MiB, or
+            2 MiB with a halo.
         depth, boundary
             Halo of the blocks, as in :meth:`map_overlap`.
         {out}
@@ -228,7 +229,7 @@ class Verbs(Caller):
             ``"nearest"`` (``"edge"``), ``"periodic"`` (``"wrap"``). A list has an entry per input.
         chunks : int, tuple, dict or "auto"
             Elements of a block along each axis, without the halo; -1 is a whole axis. "auto" is
-            up to 1 MiB, in blocks so wide that the halo adds at most half.
+            up to 2 MiB, in blocks so wide that the halo adds at most half.
         trim : bool
             Remove the halo from the results of the function, along the axes that they keep. With
             a list of depths, it is the halo of the input with the most axes, the first of these.

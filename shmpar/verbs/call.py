@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 
 import numpy as np
 
-from shmpar.grid import Grid, Halo
+from shmpar.grid import BLOCK_BYTES, HALO_BLOCK_BYTES, Grid, Halo
 from shmpar.plan import Function, InBlocks, Items, PerItem, Placement, Plan, Whole
 from shmpar.runtime.error_texts import warn_user
 from shmpar.runtime.execution import Execution, Policy
@@ -97,7 +97,8 @@ class Call:
         if not (type(depth) is int and type(boundary) is str and (depth, boundary) == (0, "none")):
             self.halo = self.inputs.add_halos(self.verb, depth, boundary)
         reach = self.inputs.reach() if self.halo is not None else ()
-        self.grid = self.inputs.cut(chunks, whole=whole, depth=reach)
+        most = HALO_BLOCK_BYTES if self.halo is not None else BLOCK_BYTES
+        self.grid = self.inputs.cut(chunks, whole=whole, depth=reach, most=most)
         if self.halo is not None:
             check_windows(self.verb, self.grid, self.inputs)
 
