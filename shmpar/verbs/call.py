@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 
 import numpy as np
 
-from shmpar.grid import BLOCK_BYTES, HALO_BLOCK_BYTES, Grid, Halo
+from shmpar.grid import HALO_BLOCK_BYTES, Grid, Halo
 from shmpar.plan import Function, InBlocks, Items, PerItem, Placement, Plan, Whole
 from shmpar.runtime.error_texts import warn_user
 from shmpar.runtime.execution import Execution, Policy
@@ -96,11 +96,12 @@ class Call:
         # Why the types: an array compares by element, and True is not a depth.
         if not (type(depth) is int and type(boundary) is str and (depth, boundary) == (0, "none")):
             self.halo = self.inputs.add_halos(self.verb, depth, boundary)
-        reach = self.inputs.reach() if self.halo is not None else ()
-        most = HALO_BLOCK_BYTES if self.halo is not None else BLOCK_BYTES
-        self.grid = self.inputs.cut(chunks, whole=whole, depth=reach, most=most)
-        if self.halo is not None:
-            check_windows(self.verb, self.grid, self.inputs)
+        if self.halo is None:
+            self.grid = self.inputs.cut(chunks, whole=whole)
+            return
+        reach = self.inputs.reach()
+        self.grid = self.inputs.cut(chunks, whole=whole, depth=reach, most=HALO_BLOCK_BYTES)
+        check_windows(self.verb, self.grid, self.inputs)
 
     def _explain_no_depth(self) -> NoReturn:
         """Raise ``TypeError``; it names the arguments that look like ``depth=``, ``boundary=``."""
